@@ -1,0 +1,180 @@
+"""Engines: what the software adds to the hardware, as data."""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
+from costmodel.base import Array, Frozen, FrozenMap
+from costmodel.errors import one_line, unknown
+from costmodel.operators import Kind
+from costmodel.sources import Source, SourceKind, by_source_kind, require_sources
+from costmodel.units import UNBOUNDED
+
+Share = Annotated[float, Field(gt=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class KindEfficiency(Frozen):
+    """How operators of one kind use a device.
+
+    Parameters
+    ----------
+    compute_fraction, bandwidth_fraction : float
+        Reached share of the matrix rate, and of the memory (or link) bandwidth.
+    start_cycles : float
+        Clock cycles that a kernel takes beyond its work.
+    low, high : float or None
+        Band of measured over predicted time, as shares of the prediction: 0.6 is 60 % slower.
+    """
+
+    compute_fraction: Share = 1.0
+    bandwidth_fraction: Share = 1.0
+    start_cycles: NotNegative = 0.0
+    low: Annotated[float, Field(le=0, gt=-1)] | None = None
+    high: NotNegative | None = None
+
+
+class Preprocessing(Frozen):
+    """What one CPU core needs for the pictures of a request, and how many cores work on them.
+
+    Parameters
+    ----------
+    decode_s_per_pixel : float
+        Decoding an image file [s/pixel].
+    frame_s_per_pixel : float
+        Decoding one frame of a video [s/pixel].
+    resize_s_per_pixel : float
+        Resizing, normalising and cutting, by pixels after resizing [s/pixel].
+    workers : int
+        Cores that work on different requests at once.
+    low, high : float
+        Band, as in `KindEfficiency`.
+    """
+
+    decode_s_per_pixel: NotNegative = 0.0
+    frame_s_per_pixel: NotNegative = 0.0
+    resize_s_per_pixel: NotNegative = 0.0
+    workers: Annotated[int, Field(ge=1)] = 1
+    low: Annotated[float, Field(le=0, gt=-1)] | None = None
+    high: NotNegative | None = None
+
+
+class EngineProfile(Frozen):
+    """One serving engine, or one way to idealise it.
+
+    Parameters
+    ----------
+    pricing : {"operators", "equations"}
+        Whether stages are lists of operators or the equations of the survey.
+    counts_full_square : bool
+        Whether causal attention is charged for the masked half too.
+    runs_unused_layers : bool
+        Whether vision layers behind the one that is read are run.
+    first_token_in_prefill : bool
+        Whether the first output token belongs to prefill; otherwise every output token is a decode step.
+    prefill_chunk_tokens : float
+        Most tokens of prefill in one forward pass.
+    encoder_chunk_tokens : float
+        Most visual tokens encoded in one forward pass.
+    step_host_s, request_host_s : float
+        Time of the host that a decode step, and a prefill, waits for [s].
+    memory_fraction : float
+        Share of the device memory that the engine may use.
+    reserve_bytes : float
+        Context, kernels and graphs [bytes].
+    compute_power_fraction, memory_power_fraction : float
+        Power while compute, and while memory, is the limit, as a share of the device's limit.
+    carbon_g_per_j : float
+        Carbon intensity of the grid [g CO2 / J].
+    """
+
+    schema_version: Literal[1]
+    name: str
+    title: str
+    description: str
+    pricing: Literal["operators", "equations"] = "operators"
+    counts_full_square: bool = False
+    runs_unused_layers: bool = False
+    first_token_in_prefill: bool = True
+    prefill_chunk_tokens: Annotated[float, Field(ge=1)] = UNBOUNDED
+    encoder_chunk_tokens: Annotated[float, Field(ge=1)] = UNBOUNDED
+    step_host_s: NotNegative = 0.0
+    request_host_s: NotNegative = 0.0
+    memory_fraction: Share = 1.0
+    reserve_bytes: NotNegative = 0.0
+    compute_power_fraction: Share
+    memory_power_fraction: Share
+    carbon_g_per_j: NotNegative
+    efficiency: FrozenMap[KindEfficiency] = {}
+    preprocessing: Preprocessing = Preprocessing()
+    sources: tuple[Source, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> EngineProfile:
+        known = {kind.label for kind in Kind}
+        foreign = sorted(set(self.efficiency) - known)
+        if foreign:
+            raise ValueError(f"efficiency.{foreign[0]} is no kind of operator; known: {', '.join(sorted(known))}")
+        require_sources(self.numbers(), self.sources)
+        return self
+
+    def numbers(self) -> Iterator[str]:
+        """Yield the dotted key of every number that the file sets."""
+        for key in self.model_fields_set:
+            value = getattr(self, key)
+            if isinstance(value, int | float) and not isinstance(value, bool) and key != "schema_version":
+                yield key
+        for kind, efficiency in self.efficiency.items():
+            yield from (f"efficiency.{kind}.{key}" for key in efficiency.model_fields_set)
+        yield from (f"preprocessing.{key}" for key in self.preprocessing.model_fields_set)
+
+    @functools.cached_property
+    def provenance(self) -> Mapping[SourceKind, tuple[str, ...]]:
+        """The keys of all numbers by how sure they are."""
+        return by_source_kind(self.numbers(), self.sources)
+
+    @functools.cached_property
+    def by_kind(self) -> Array:
+        """Compute fraction, bandwidth fraction, start cycles, low and high of every kind, shape (5, n_kinds)."""
+        default = KindEfficiency()
+        rows = [self.efficiency.get(kind.label, default) for kind in Kind]
+        low_high = [(np.nan if e.low is None else e.low, np.nan if e.high is None else e.high) for e in rows]
+        head = [(e.compute_fraction, e.bandwidth_fraction, e.start_cycles) for e in rows]
+        return np.array([a + b for a, b in zip(head, low_high, strict=True)]).T
+
+
+@functools.cache
+def load_engine_texts() -> Mapping[str, str]:
+    """Return the text of every engine file by name."""
+    folder = resources.files("costmodel") / "engines"
+    files = [f for f in folder.iterdir() if f.name.endswith(".toml")]
+    return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in sorted(files, key=lambda f: f.name)}
+
+
+def engine_names() -> list[str]:
+    """Return the names of the engines."""
+    return list(load_engine_texts())
+
+
+@functools.cache
+def load_engine(name: str) -> EngineProfile:
+    """Return an engine.
+
+    Raises
+    ------
+    LookupError
+        If there is none of this name.
+    """
+    if name not in load_engine_texts():
+        raise unknown("engine", name, load_engine_texts())
+    try:
+        return EngineProfile.model_validate(tomllib.loads(load_engine_texts()[name]))
+    except ValidationError as error:
+        raise one_line(error, f"engine {name}") from None

@@ -1,0 +1,122 @@
+"""From a query and a device to times: every turn, every stage, one point or a sweep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodel.base import Quantity
+from costmodel.hardware import HardwareProfile
+from costmodel.memory import PIXEL_BYTES
+from costmodel.operators import OperatorTable
+from costmodel.query import Query, Stage, Turn
+from costmodel.roofline import PricedTable, operator_s, priced
+from costmodel.stages import Structure, table
+from costmodel.sums import Points, adapt_points, decode_points, decode_steps, encode_points, prefill_points
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TurnTimes:
+    """Times of one turn [s]; `decode_step_s` is the mean step."""
+
+    preprocess_s: Quantity
+    encode_s: Quantity
+    adapt_s: Quantity
+    prefill_s: Quantity
+    decode_step_s: Quantity
+    steps: Quantity
+
+    @property
+    def first_token_s(self) -> Quantity:
+        """Time until prefill ends."""
+        return self.preprocess_s + self.encode_s + self.adapt_s + self.prefill_s
+
+    @property
+    def total_s(self) -> Quantity:
+        """Time until the last token."""
+        return self.first_token_s + self.steps * self.decode_step_s
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluator:
+    """A query on a device: the operator tables it needs, found once."""
+
+    query: Query
+    hardware: HardwareProfile
+    structure: Structure
+
+    @staticmethod
+    def of(query: Query, hardware: HardwareProfile) -> Evaluator:
+        """Return the evaluator of a query on a device."""
+        return Evaluator(query, hardware, Structure.of(query))
+
+    def table(self, stage: Stage) -> OperatorTable:
+        """Return the operators of a stage."""
+        return table(self.structure, stage)
+
+    def n_devices(self, stage: Stage) -> int:
+        """Return the devices that share a stage."""
+        parallelism = self.query.parallelism
+        return parallelism.encoder if stage in ("encode", "adapt") else parallelism.tp
+
+    def priced(self, stage: Stage) -> PricedTable:
+        """Return the operators of a stage with the device's rates."""
+        return priced(self.table(stage), self.hardware, self.query.engine, self.n_devices(stage))
+
+    def points(self, stage: Stage, turn: Turn, *, detailed: bool = False) -> Points:
+        """Return the sums of a stage in a turn."""
+        if stage == "encode":
+            return encode_points(self.query, self.structure, turn)
+        if stage == "adapt":
+            return adapt_points(self.query, self.structure, turn)
+        if stage == "prefill":
+            return prefill_points(self.query, self.structure, turn)
+        return decode_points(self.query, self.structure, turn, detailed=detailed)
+
+    def overhead_s(self, stage: Stage) -> Quantity:
+        """Return what techniques add to a stage [s]."""
+        found = [o for overhead in self.query.overheads if overhead.stage == stage for o in overhead.operators]
+        return sum((operator_s(o, self.hardware, self.query.engine, self.n_devices(stage)) for o in found), start=0.0)
+
+    def _stage_s(self, stage: Stage, turn: Turn) -> Quantity:
+        points = self.points(stage, turn)
+        blocks = self.priced(stage).total_s(points.sums).reshape(len(points.counts), -1)
+        total = sum((count * block for count, block in zip(points.counts, blocks, strict=True)), start=0.0)
+        return total + self.overhead_s(stage)
+
+    def _decode_step_s(self, turn: Turn) -> Quantity:
+        step = self.priced("decode").total_s(self.points("decode", turn).sums)
+        return step + self.overhead_s("decode") + self.query.engine.step_host_s
+
+    def turn(self, turn: Turn) -> TurnTimes:
+        """Return the times of a turn, as arrays of one or more points."""
+        return TurnTimes(
+            preprocess_s=preprocess_s(self.query, self.hardware, turn) + self.overhead_s("preprocess"),
+            encode_s=self._stage_s("encode", turn),
+            adapt_s=self._stage_s("adapt", turn),
+            prefill_s=self._stage_s("prefill", turn) + self.query.engine.request_host_s,
+            decode_step_s=self._decode_step_s(turn),
+            steps=decode_steps(self.query, turn),
+        )
+
+
+def preprocess_s(query: Query, hardware: HardwareProfile, turn: Turn) -> Quantity:
+    """Return the time of the host for the pictures of a turn, and of the copy of their pixels to the device [s]."""
+    media, cost = query.media, query.engine.preprocessing
+    decoding = media.image_pixels * cost.decode_s_per_pixel + media.frame_pixels * cost.frame_s_per_pixel
+    work = (decoding + media.resized_pixels * cost.resize_s_per_pixel) * turn.visual_share
+    rounds = np.ceil(query.batch / cost.workers)  # requests are dealt out whole
+    return work * rounds + pixel_copy_bytes(query, turn) / _host_bandwidth_bytes_per_s(hardware)
+
+
+def pixel_copy_bytes(query: Query, turn: Turn) -> Quantity:
+    """Return the pixel values that go to the device in a turn [bytes]; the survey's equations know no host."""
+    vision = query.model.vision
+    if vision is None or query.engine.pricing == "equations":
+        return 0.0
+    return query.media.patches * query.batch * turn.visual_share * vision.patch_width * PIXEL_BYTES
+
+
+def _host_bandwidth_bytes_per_s(hardware: HardwareProfile) -> float:
+    links = [link.bandwidth_bytes_per_s for link in hardware.links if link.kind == "pcie"]
+    return max(links, default=np.inf)

@@ -1,0 +1,89 @@
+"""The files of a model folder, and the checks that every family makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, ValidationError
+
+from costmodel.base import Foreign
+from costmodel.errors import Unsupported, one_line
+from costmodel.models import AdapterSpec, DecoderSpec, MediaRule, VisionEncoderSpec
+
+Json = Mapping[str, Any]
+Count = Annotated[int, Field(gt=0, le=10**7, strict=True)]
+"""A size in a config: a whole number that a real model can have."""
+ConfigModel = TypeVar("ConfigModel", bound=Foreign)
+
+UNMODELLED = {
+    "quantization_config": "remove the key and give --weight-bits and --activation-bits instead",
+    "compression_config": "remove the key and give --weight-bits and --activation-bits instead",
+    "vision_lora": "merge the adapter into the weights first",
+    "speech_lora": "merge the adapter into the weights first",
+    "audio_config": "audio is not modelled; remove the key to price text and pictures alone",
+    "num_experts": "this family is dense; the config asks for experts",
+    "num_local_experts": "this family is dense; the config asks for experts",
+    "n_routed_experts": "this family is dense; the config asks for experts",
+    "kv_lora_rank": "latent attention is not modelled for this family",
+}
+"""Keys that change the cost and that no family here models, with the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A `config.json` and the processor files that lie beside it.
+
+    Parameters
+    ----------
+    config : mapping
+        `config.json`.
+    image, video : mapping
+        `preprocessor_config.json` (or the image part of `processor_config.json`) and `video_preprocessor_config.json`.
+    source : str
+        What to call the file in messages.
+    """
+
+    config: Json
+    image: Json = field(default_factory=dict)
+    video: Json = field(default_factory=dict)
+    source: str = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelParts:
+    """What a family reads from the files."""
+
+    decoder: DecoderSpec
+    vision: VisionEncoderSpec | None = None
+    adapter: AdapterSpec | None = None
+    media: MediaRule | None = None
+
+
+def parse(model: type[ConfigModel], values: object, source: str) -> ConfigModel:
+    """Return a part of a foreign file, checked, or raise one clear line.
+
+    Raises
+    ------
+    ValueError
+        If a key has a value that no such model can have.
+    Unsupported
+        If a key changes the cost and is not modelled.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{source}: expected an object with keys, found {type(values).__name__}")  # noqa: TRY004
+    for key, way_out in UNMODELLED.items():
+        if values.get(key):
+            raise Unsupported(f"{source}: {key} is not modelled; {way_out}")
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise one_line(error, source) from None
+
+
+def divide(whole: int, part: int, names: str, source: str) -> int:
+    """Return whole / part, which must be exact."""
+    if whole % part:
+        raise ValueError(f"{source}: {names}: {whole} must be a multiple of {part}")
+    return whole // part

@@ -1,0 +1,184 @@
+"""Decoder-only language models: Llama, Mistral, Qwen2, Qwen3 and InternLM2 configs to a DecoderSpec.
+
+Missing keys take the value that the `transformers` 5.23 class of the same `model_type` gives them, which is what the
+published files rely on; a test compares every default with that class.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from costmodel.base import Foreign
+from costmodel.errors import Unsupported, unknown
+from costmodel.families.files import Count, Json, divide, parse
+from costmodel.models import AttentionSpec, DecoderSpec, LayerRun, LayerSpec, MlpSpec
+from costmodel.units import UNBOUNDED
+
+
+class LlamaText(Foreign):
+    """`LlamaConfig`."""
+
+    vocab_size: Count = 32000
+    hidden_size: Count = 4096
+    intermediate_size: Count = 11008
+    num_hidden_layers: Count = 32
+    num_attention_heads: Count = 32
+    num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
+    max_position_embeddings: Count = 2048
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    hidden_act: Literal["silu"] = "silu"
+    layer_types: list[str] | None = None
+
+    def attention(self, *, window: float = UNBOUNDED) -> AttentionSpec:
+        """Return the attention of a layer."""
+        head_dim = self.head_dim or divide(self.hidden_size, self.num_attention_heads, "hidden_size by heads", "config")
+        kv_heads = self.num_key_value_heads or self.num_attention_heads
+        divide(self.num_attention_heads, kv_heads, "num_attention_heads by num_key_value_heads", "config")
+        return AttentionSpec(self.num_attention_heads, kv_heads, head_dim, window=window, **self.projections(head_dim))
+
+    def projections(self, head_dim: int) -> dict[str, Any]:
+        """Return which projections have biases or norms."""
+        del head_dim
+        return {"qkv_bias": self.attention_bias, "out_bias": self.attention_bias}
+
+    def windows(self) -> list[float]:
+        """Return the window of every layer [tokens]."""
+        return [UNBOUNDED] * self.num_hidden_layers
+
+
+class MistralText(LlamaText):
+    """`MistralConfig`: a sliding window in all layers unless it is null."""
+
+    intermediate_size: Count = 14336
+    num_key_value_heads: Count | None = 8
+    max_position_embeddings: Count = 131072
+    sliding_window: Count | None = 4096
+
+    def windows(self) -> list[float]:
+        """Return the window of every layer [tokens]."""
+        return [float(self.sliding_window or UNBOUNDED)] * self.num_hidden_layers
+
+
+class Qwen2Text(LlamaText):
+    """`Qwen2Config`: biases on queries, keys and values; later layers may slide."""
+
+    vocab_size: Count = 151936
+    intermediate_size: Count = 22016
+    num_key_value_heads: Count | None = 32
+    max_position_embeddings: Count = 32768
+    use_sliding_window: bool = False
+    sliding_window: Count | None = 4096
+    max_window_layers: int = 28
+
+    def projections(self, head_dim: int) -> dict[str, Any]:
+        """Return which projections have biases or norms."""
+        del head_dim
+        return {"qkv_bias": True}
+
+    def windows(self) -> list[float]:
+        """Return the window of every layer [tokens]: full below `max_window_layers`."""
+        window = float(self.sliding_window) if self.use_sliding_window and self.sliding_window else UNBOUNDED
+        slides = [kind == "sliding_attention" for kind in self.layer_types or []]
+        slides = slides or [i >= self.max_window_layers for i in range(self.num_hidden_layers)]
+        return [window if slide else UNBOUNDED for slide in slides]
+
+
+class Qwen25VlText(Qwen2Text):
+    """`Qwen2_5_VLTextConfig`, alone or flat in the top level of the file."""
+
+    vocab_size: Count = 152064
+    hidden_size: Count = 8192
+    intermediate_size: Count = 29568
+    num_hidden_layers: Count = 80
+    num_attention_heads: Count = 64
+    num_key_value_heads: Count | None = 8
+    max_window_layers: int = 80
+
+
+class Qwen3Text(Qwen2Text):
+    """`Qwen3Config`: no biases, a norm over every query and key head."""
+
+    head_dim: Count | None = 128
+
+    def projections(self, head_dim: int) -> dict[str, Any]:
+        """Return which projections have biases or norms."""
+        return {"qkv_bias": self.attention_bias, "out_bias": self.attention_bias, "qk_norm": 2 * head_dim}
+
+
+class InternLm2Text(LlamaText):
+    """`InternLM2Config` of the InternVL repositories: Llama with fused projections."""
+
+    vocab_size: Count = 103168
+    num_key_value_heads: Count | None = None
+    bias: bool = True
+
+    def projections(self, head_dim: int) -> dict[str, Any]:
+        """Return which projections have biases or norms."""
+        del head_dim
+        return {"qkv_bias": self.bias, "out_bias": self.bias}
+
+
+TEXT_CONFIGS: dict[str, type[LlamaText]] = {
+    "llama": LlamaText,
+    "mistral": MistralText,
+    "qwen2": Qwen2Text,
+    "qwen2_5_vl": Qwen25VlText,
+    "qwen2_5_vl_text": Qwen25VlText,
+    "qwen3": Qwen3Text,
+    "internlm2": InternLm2Text,
+}
+
+
+def read_decoder(config: Json, source: str, *, tied: bool | None = None) -> DecoderSpec:
+    """Return the language model of a text config.
+
+    Parameters
+    ----------
+    config : mapping
+        The text part of a config.json.
+    source : str
+        What to call the file in messages.
+    tied : bool, optional
+        What the outer config says of the head; None leaves it to the text config.
+
+    Raises
+    ------
+    LookupError
+        If the `model_type` is not one of the decoders known here.
+    """
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type is not None and model_type not in TEXT_CONFIGS:
+        raise unknown(f"language model type (in {source})", model_type, TEXT_CONFIGS)
+    if model_type is None:
+        raise ValueError(f"{source}: text config has no model_type; add one of {', '.join(sorted(TEXT_CONFIGS))}")
+    text = parse(TEXT_CONFIGS[model_type], config, source)
+    _check_layer_types(text, source)
+    return DecoderSpec(
+        width=text.hidden_size,
+        vocabulary=text.vocab_size,
+        runs=_runs(text),
+        tied_head=text.tie_word_embeddings if tied is None else tied,
+        max_positions=text.max_position_embeddings,
+    )
+
+
+def _check_layer_types(text: LlamaText, source: str) -> None:
+    kinds = text.layer_types or []
+    foreign = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if foreign:
+        raise Unsupported(f"{source}: layer_types {foreign} are not modelled; full_attention and sliding_attention are")
+    if kinds and len(kinds) != text.num_hidden_layers:
+        raise ValueError(f"{source}: layer_types has {len(kinds)} entries for {text.num_hidden_layers} layers")
+
+
+def _runs(text: LlamaText) -> tuple[LayerRun, ...]:
+    runs: list[LayerRun] = []
+    ffn = MlpSpec(text.intermediate_size, gated=True, bias=text.mlp_bias)
+    for window in text.windows():
+        layer = LayerSpec(text.hidden_size, text.attention(window=window), ffn, "rms")
+        n_equal = runs.pop().n_layers if runs and runs[-1].layer == layer else 0
+        runs.append(LayerRun(n_equal + 1, layer))
+    return tuple(runs)

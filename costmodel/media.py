@@ -1,0 +1,100 @@
+"""Pictures as totals: what the images and videos of a request add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodel.base import Quantity
+from costmodel.errors import Unsupported
+from costmodel.models import MediaCost, MediaRule, ModelSpec
+from costmodel.workload import Video, Workload
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MediaTotals:
+    """Totals over the images and videos of one request; the names are those of `MediaCost`."""
+
+    items: Quantity = 0.0
+    patches: Quantity = 0.0
+    rows: Quantity = 0.0
+    pairs: Quantity = 0.0
+    window_pairs: Quantity = 0.0
+    visual_tokens: Quantity = 0.0
+    marker_tokens: Quantity = 0.0
+    largest_rows: Quantity = 0.0
+    resized_pixels: Quantity = 0.0
+    image_pixels: Quantity = 0.0
+    frame_pixels: Quantity = 0.0
+    cross_tokens: Quantity = 0.0
+
+
+def media_totals(model: ModelSpec, workload: Workload) -> MediaTotals:
+    """Return the totals of a workload's pictures.
+
+    Raises
+    ------
+    Unsupported
+        If there are pictures and the model has no vision part.
+    """
+    has_media = workload.images or workload.videos or workload.visual_tokens is not None
+    if not has_media:
+        return MediaTotals()
+    if model.media is None:
+        raise Unsupported(f"{model.name} has no vision part; give it text alone, or a vision-language model")
+    if workload.visual_tokens is not None:
+        return _totals_of_tokens(model.media, workload.visual_tokens)
+    costs = media_costs(model.media, workload)
+    totals = {name: float(sum(getattr(cost, name) for cost in costs)) for name in _SUMMED}
+    image_pixels, _ = workload.source_pixels
+    frame_pixels = sum(v.width * v.height * n_frames(model.media, v) for v in workload.videos)
+    return MediaTotals(
+        items=float(len(costs)),
+        largest_rows=float(max(cost.largest_rows for cost in costs)),
+        image_pixels=float(image_pixels),
+        frame_pixels=float(frame_pixels),
+        **totals,
+    )
+
+
+_SUMMED = ("patches", "rows", "pairs", "window_pairs", "visual_tokens", "marker_tokens", "resized_pixels")
+
+
+def n_frames(rule: MediaRule, video: Video) -> int:
+    """Return how many frames of a video the model is given."""
+    if video.frames is None:
+        return rule.frames(video)
+    if video.frames > video.total_frames:
+        raise ValueError(f"Video.frames={video.frames} exceeds the {video.total_frames} frames of the clip; use fewer")
+    return video.frames
+
+
+def media_costs(rule: MediaRule, workload: Workload) -> Sequence[MediaCost]:
+    """Return what each image and video of a workload is to the model, in order."""
+    images = [rule.image(image.width, image.height) for image in workload.images]
+    return images + [rule.video(n_frames(rule, v), v.width, v.height) for v in workload.videos]
+
+
+def _totals_of_tokens(rule: MediaRule, visual_tokens: Quantity) -> MediaTotals:
+    """Return the totals of one picture made of this many tokens.
+
+    A family that attends over a whole picture pays for the square of its rows; one that tiles pays a tile at a time.
+    """
+    unit = rule.unit()
+    units = visual_tokens / unit.visual_tokens
+    rows = units * unit.rows
+    return MediaTotals(
+        items=np.minimum(visual_tokens, 1.0),
+        patches=units * unit.patches,
+        rows=rows,
+        pairs=units * unit.pairs if unit.pairs else rows * rows,
+        window_pairs=units * unit.window_pairs,
+        visual_tokens=visual_tokens,
+        marker_tokens=0.0 * units,
+        largest_rows=rows,
+        resized_pixels=units * unit.resized_pixels,
+        image_pixels=units * unit.resized_pixels,
+        frame_pixels=0.0 * units,
+    )

@@ -1,0 +1,136 @@
+"""Operators: the columns of work that a stage is made of.
+
+An `Operator` is one kernel (or a fused few) repeated over layers. Its columns are numbers, or arrays that broadcast.
+Every formula in `costmodel.blocks` is linear in the sums of `costmodel.query`, so evaluated on unit vectors it gives
+its own coefficients: `OperatorTable` keeps those, and a product with the sums of a query gives every column at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodel.base import Array, Quantity
+
+
+class Kind(IntEnum):
+    """Kinds of operators: those of one kind share an efficiency and its error."""
+
+    GEMM = 0
+    PREFILL_ATTENTION = 1
+    DECODE_ATTENTION = 2
+    ENCODER_ATTENTION = 3
+    ELEMENTWISE = 4
+    COLLECTIVE = 5
+
+    @property
+    def label(self) -> str:
+        """Name in files and tables."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operator:
+    """One operator of one layer.
+
+    Parameters
+    ----------
+    name : str
+        What it is called in tables.
+    kind : Kind
+        Which efficiency it has.
+    repeats : int
+        Layers that run it.
+    flops : float or ndarray
+        Work of the matrix units, a multiply-add being two [FLOP].
+    weight_bytes, activation_bytes, kv_bytes : float or ndarray
+        Traffic of device memory [bytes].
+    link_bytes, messages : float or ndarray
+        Traffic of the link between devices [bytes], and messages sent one after another.
+    launches : float or ndarray
+        Kernels started.
+    bits : int
+        Width of the matrix product.
+    """
+
+    name: str
+    kind: Kind
+    repeats: int = 1
+    flops: Quantity = 0.0
+    weight_bytes: Quantity = 0.0
+    activation_bytes: Quantity = 0.0
+    kv_bytes: Quantity = 0.0
+    link_bytes: Quantity = 0.0
+    messages: Quantity = 0.0
+    launches: Quantity = 0.0
+    bits: int = 16
+
+    @property
+    def columns(self) -> tuple[Quantity, ...]:
+        """The seven columns, in the order of `COLUMNS`."""
+        return (
+            self.flops,
+            self.weight_bytes,
+            self.activation_bytes,
+            self.kv_bytes,
+            self.link_bytes,
+            self.messages,
+            self.launches,
+        )
+
+
+COLUMNS: Final = ("flops", "weight_bytes", "activation_bytes", "kv_bytes", "link_bytes", "messages", "launches")
+FLOPS, WEIGHT, ACTIVATION, KV, LINK, MESSAGES, LAUNCHES = range(len(COLUMNS))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OperatorTable:
+    """The operators of a stage as one table.
+
+    Parameters
+    ----------
+    names : tuple of str
+    kinds, repeats, bits : ndarray of int, shape (n_operators,)
+    coefficients : ndarray, shape (n_columns, n_operators, n_sums)
+        Columns for one unit of each sum.
+    cache : dict
+        The table priced for devices; see `costmodel.roofline`.
+    """
+
+    names: tuple[str, ...]
+    kinds: NDArray[np.intp]
+    repeats: Array
+    bits: NDArray[np.intp]
+    coefficients: Array
+    cache: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def of(operators: Sequence[Operator], n_sums: int) -> OperatorTable:
+        """Return the table of operators that were listed on unit vectors."""
+        coefficients = np.zeros((len(COLUMNS), len(operators), n_sums))
+        for i, operator in enumerate(operators):
+            for j, column in enumerate(operator.columns):
+                coefficients[j, i] = column
+        return OperatorTable(
+            names=tuple(o.name for o in operators),
+            kinds=np.array([o.kind for o in operators], dtype=np.intp),
+            repeats=np.array([o.repeats for o in operators], dtype=float),
+            bits=np.array([o.bits for o in operators], dtype=np.intp),
+            coefficients=coefficients,
+        )
+
+    def columns(self, sums: Array) -> Array:
+        """Return the work of one repeat, shape (n_columns, n_operators, n_points).
+
+        Parameters
+        ----------
+        sums : ndarray, shape (n_sums, n_points)
+            What the operators depend on.
+        """
+        product: Array = self.coefficients @ sums
+        return product

@@ -1,0 +1,256 @@
+"""The answer: TTFT, TPOT, memory, energy, cost, and why."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from costmodel.base import Array, Quantity
+from costmodel.catalogue import load_model
+from costmodel.economics import cost_usd
+from costmodel.energy import co2_g, stage_power_w
+from costmodel.engine import EngineProfile, load_engine
+from costmodel.evaluate import Evaluator, TurnTimes
+from costmodel.hardware import HardwareProfile, load_hardware
+from costmodel.memory import Memory, max_batch, memory
+from costmodel.models import ModelSpec
+from costmodel.query import STAGES, Parallelism, Precision, Query, build_query
+from costmodel.bands import band_s
+from costmodel.stage_cost import StageCost, host_stage, stage_cost
+from costmodel.sums import decode_steps
+from costmodel.sweep import blocks, shape_of
+from costmodel.techniques import Technique, compose
+from costmodel.workload import Workload
+
+SCHEMA_VERSION = 1
+
+
+def predict(
+    model: str | ModelSpec,
+    hardware: str | HardwareProfile,
+    workload: Workload,
+    *,
+    techniques: Sequence[Technique] = (),
+    batch: Quantity = 1.0,
+    precision: Precision | None = None,
+    parallelism: Parallelism | None = None,
+    engine: str | EngineProfile = "fused",
+) -> Prediction:
+    """Predict what a request costs.
+
+    Parameters
+    ----------
+    model : str or ModelSpec
+        A model, or what `load_model` takes.
+    hardware : str or HardwareProfile
+        A device, or what `load_hardware` takes.
+    workload : Workload
+        What one request brings; its token counts may be arrays that broadcast.
+    techniques : sequence of Technique
+        Applied in order.
+    batch : float or ndarray
+        Requests that arrive and run together.
+    precision : Precision, optional
+        Widths of weights, activations and cache; 16 bits when not given.
+    parallelism : Parallelism, optional
+        Devices; one when not given.
+    engine : str or EngineProfile
+        What the software adds.
+
+    Returns
+    -------
+    Prediction
+        With arrays in the workload or the batch, TTFT, TPOT and total time are arrays and the rest is not offered.
+
+    Raises
+    ------
+    LookupError
+        If a name is unknown.
+    ValueError
+        If a value breaks a rule; `Unsupported` if something valid is not modelled.
+
+    Examples
+    --------
+    >>> from costmodel import Image
+    >>> p = predict("llava-1.5-7b", "a100-sxm4-80gb", Workload(images=[Image(640, 480)]), engine="ideal")
+    >>> p.tokens["visual"]
+    576
+    """
+    spec = load_model(model) if isinstance(model, str) else model
+    device = load_hardware(hardware) if isinstance(hardware, str) else hardware
+    profile = load_engine(engine) if isinstance(engine, str) else engine
+    query = build_query(spec, workload, profile, batch=batch, precision=precision, parallelism=parallelism)
+    return evaluate(compose(query, techniques) if techniques else query, device)
+
+
+def evaluate(query: Query, hardware: HardwareProfile) -> Prediction:
+    """Predict a query that was built, and perhaps edited, before."""
+    shape = shape_of(query)
+    if shape:
+        ttft, tpot, total = _sweep(query, hardware, shape)
+        return Prediction(query, hardware, ttft, tpot, total)
+    evaluator = Evaluator.of(query, hardware)
+    turns = tuple(evaluator.turn(turn) for turn in query.turns)
+    ttft, tpot, total = (float(np.squeeze(value)) for value in _headline(query, turns))
+    return Prediction(query, hardware, ttft, tpot, total)
+
+
+def _headline(query: Query, times: Iterable[TurnTimes]) -> tuple[Quantity, Quantity, Quantity]:
+    """Return TTFT and TPOT of the first turn, and the expected time of all turns."""
+    weighted = list(zip(query.turns, times, strict=True))
+    first = weighted[0][1]
+    total = sum((turn.probability * turn.repeats * t.total_s for turn, t in weighted), start=0.0)
+    return first.first_token_s, first.decode_step_s, total
+
+
+def _sweep(query: Query, hardware: HardwareProfile, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """Return TTFT, TPOT and total time of every point of a sweep."""
+    result = np.empty((3, int(np.prod(shape))))
+    for part, block in blocks(query, shape):
+        evaluator = Evaluator.of(block, hardware)
+        values = _headline(block, [evaluator.turn(turn) for turn in block.turns])
+        for row, value in zip(result, values, strict=True):
+            row[part] = value
+    ttft, tpot, total = result.reshape(3, *shape)
+    return ttft, tpot, total
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a request costs.
+
+    Parameters
+    ----------
+    query : Query
+        What was asked, resolved.
+    hardware : HardwareProfile
+        The device.
+    ttft_s, tpot_s, total_s : float or ndarray
+        Time to the first token, mean time of a further token, and time of the whole request [s].
+
+    Notes
+    -----
+    Everything else is worked out when it is asked for, for single points only. Energy, CO2 and cost are those of one
+    request of the batch; memory is that of one device.
+    """
+
+    query: Query
+    hardware: HardwareProfile
+    ttft_s: Quantity
+    tpot_s: Quantity
+    total_s: Quantity
+
+    @functools.cached_property
+    def _evaluator(self) -> Evaluator:
+        if np.ndim(self.ttft_s):
+            raise ValueError("this prediction is a sweep, which has ttft_s, tpot_s and total_s; predict one point for more")
+        return Evaluator.of(self.query, self.hardware)
+
+    @functools.cached_property
+    def stages(self) -> Mapping[str, StageCost]:
+        """The stages of the first turn: preprocess, encode, adapt, prefill, decode."""
+        turn = self.query.turns[0]
+        times = self._evaluator.turn(turn)
+        seconds = {
+            "encode": times.encode_s,
+            "adapt": times.adapt_s,
+            "prefill": times.prefill_s,
+            "decode": times.steps * times.decode_step_s,
+        }
+        found = {"preprocess": host_stage(self._evaluator, turn, float(np.squeeze(times.preprocess_s)))}
+        for stage in STAGES[1:]:
+            found[stage] = stage_cost(self._evaluator, stage, turn, float(np.squeeze(seconds[stage])))
+        return found
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Patches and tokens of one request: patches, visual, markers, cross, text, prompt."""
+        media, turn = self.query.media, self.query.turns[0]
+        counts = {
+            "patches": media.patches,
+            "visual": self.query.visual_tokens,
+            "markers": media.marker_tokens,
+            "cross": media.cross_tokens,
+            "text": turn.text_tokens,
+            "prompt": self.query.prompt_tokens,
+        }
+        return {name: round(float(count)) for name, count in counts.items()}
+
+    @functools.cached_property
+    def memory(self) -> Memory:
+        """Memory of one device."""
+        return memory(self.query, self.hardware, self._evaluator.structure)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the batch fits in what the engine may use of the device."""
+        return self.memory.fits
+
+    @functools.cached_property
+    def max_batch(self) -> int:
+        """Largest batch of this request that fits, 0 when not even one does."""
+        return max_batch(self.query, self.hardware, self._evaluator.structure)
+
+    @property
+    def n_devices(self) -> int:
+        """Devices in use."""
+        return self.query.parallelism.tp
+
+    @property
+    def throughput_tokens_per_s(self) -> float:
+        """Output tokens of the whole batch over its time [tokens/s]."""
+        return float(self.query.batch * self.query.turns[0].output_tokens / self.total_s)
+
+    @functools.cached_property
+    def energy_j(self) -> float:
+        """Energy of all devices for one request of the batch [J]."""
+        engine = self.query.engine
+        joules = 0.0
+        for name, stage in self.stages.items():
+            share = stage.share("compute")
+            power = self.hardware.idle_w if name == "preprocess" else stage_power_w(self.hardware, engine, share)
+            joules += power * stage.time_s
+        return joules * self.n_devices / float(self.query.batch)
+
+    @property
+    def co2_g(self) -> float:
+        """CO2 of that energy [g]."""
+        return co2_g(self.energy_j, self.query.engine)
+
+    @property
+    def cost_usd(self) -> float | None:
+        """List price of the devices' time for one request of the batch [USD]; None where no price is known."""
+        seconds = float(self.total_s) * self.n_devices / float(self.query.batch)
+        return cost_usd(self.hardware, device_seconds=seconds)
+
+    @functools.cached_property
+    def error_band(self) -> dict[str, tuple[float, float]] | None:
+        """Band of TTFT and TPOT [s]; None for an engine that is an idealisation, not a forecast."""
+        stages, engine = self.stages, self.query.engine
+        first = np.sum([stages[name].kind_s for name in ("encode", "adapt", "prefill")], axis=0)
+        ttft = band_s(self.ttft_s, first, engine, stages["preprocess"].time_s)
+        steps = max(float(decode_steps(self.query, self.query.turns[0])), 1.0)
+        tpot = band_s(self.tpot_s, np.array(stages["decode"].kind_s) / steps, engine, 0.0)
+        return None if ttft is None or tpot is None else {"ttft_s": ttft, "tpot_s": tpot}
+
+    @property
+    def provenance(self) -> dict[str, dict[str, list[str]]]:
+        """Which numbers of device and engine were measured, read from a datasheet, derived or assumed."""
+        owners = {"hardware": self.hardware.provenance, "engine": self.query.engine.provenance}
+        return {owner: {kind: list(keys) for kind, keys in kinds.items()} for owner, kinds in owners.items()}
+
+    def why(self) -> list[str]:
+        """Return why it costs that, one line a finding: see `costmodel.explain`."""
+        from costmodel.explain import explain  # noqa: PLC0415 - explain reads predictions
+
+        return explain(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything under the names of the JSON interface."""
+        from costmodel.report import prediction_dict  # noqa: PLC0415 - report reads predictions
+
+        return prediction_dict(self)

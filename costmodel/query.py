@@ -1,0 +1,320 @@
+"""The query: everything that decides what a request costs, as the state that techniques edit.
+
+A `Query` is frozen; a technique returns a changed copy. Totals may be arrays that broadcast, so a sweep is a query.
+Structure (how the layers of a tower split into segments, which cache entries there are) is never swept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import numpy as np
+
+from costmodel.base import Quantity
+from costmodel.engine import EngineProfile
+from costmodel.errors import Unsupported
+from costmodel.media import MediaTotals, media_totals
+from costmodel.models import AttentionSpec, LayerSpec, ModelSpec
+from costmodel.operators import Operator
+from costmodel.units import UNBOUNDED
+from costmodel.workload import Workload
+
+Stage = Literal["preprocess", "encode", "adapt", "prefill", "decode"]
+STAGES: tuple[Stage, ...] = ("preprocess", "encode", "adapt", "prefill", "decode")
+BITS = (1, 2, 3, 4, 6, 8, 16, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Widths of numbers.
+
+    Parameters
+    ----------
+    weight_bits : int
+        Of the linear layers of the language model; below 16 the vision tower, the adapter, the embedding and the
+        head stay at 16, as in published checkpoints.
+    activation_bits : int
+        Of the inputs of those matrix products, and so of the matrix unit used.
+    kv_bits : int
+        Of cached keys and values.
+    """
+
+    weight_bits: int = 16
+    activation_bits: int = 16
+    kv_bits: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse widths that nobody stores."""
+        for name in ("weight_bits", "activation_bits", "kv_bits"):
+            value = getattr(self, name)
+            if value not in BITS:
+                raise ValueError(f"Precision.{name}={value!r} must be one of {', '.join(map(str, BITS))}")
+        if self.activation_bits < self.weight_bits and self.activation_bits != 16:  # noqa: PLR2004
+            raise Unsupported(
+                f"Precision.activation_bits={self.activation_bits} below weight_bits={self.weight_bits} is not modelled;"
+                f" use activation_bits={self.weight_bits} or more"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Parallelism:
+    """How many devices share a model, by stage.
+
+    Parameters
+    ----------
+    tp : int
+        Tensor parallelism of the language model.
+    encoder_tp : int or None
+        Tensor parallelism of vision encoder and adapter; None is that of the language model.
+    """
+
+    tp: int = 1
+    encoder_tp: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no cluster has."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and (isinstance(value, bool) or value != int(value) or not 1 <= value <= 1024):  # noqa: PLR2004
+                raise ValueError(f"Parallelism.{field.name}={value!r} must be a whole number from 1 to 1024")
+        if self.encoder_tp is not None and self.encoder_tp > self.tp:
+            raise ValueError(f"Parallelism.encoder_tp={self.encoder_tp} must not exceed tp={self.tp}, the devices there are")
+
+    @property
+    def encoder(self) -> int:
+        """Devices that share the vision encoder."""
+        return self.encoder_tp or self.tp
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """One exchange of a request: new tokens in, tokens out, on top of a kept prefix.
+
+    Parameters
+    ----------
+    visual_share : float or ndarray
+        Share of the request's pictures that arrive (and are encoded) in this turn.
+    text_tokens, output_tokens : float or ndarray
+        New text and tokens to generate [tokens].
+    prefix_tokens : float or ndarray
+        Tokens whose keys and values are already cached.
+    probability, repeats : float or ndarray
+        Chance that the turn happens, and how often it does.
+    """
+
+    visual_share: Quantity
+    text_tokens: Quantity
+    output_tokens: Quantity
+    prefix_tokens: Quantity = 0.0
+    probability: Quantity = 1.0
+    repeats: Quantity = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """A run of equal layers of either tower, and the share of tokens that goes through it.
+
+    Parameters
+    ----------
+    n_layers : int
+    layer : LayerSpec
+    visual_keep, text_keep : float or ndarray
+        Shares of the visual and of the other tokens still present in these layers.
+    density : float or ndarray
+        Share of the query-key pairs that attention computes.
+    implementation : {"fused", "eager"}
+        Whether attention keeps its score matrix out of memory.
+    """
+
+    n_layers: int
+    layer: LayerSpec
+    visual_keep: Quantity = 1.0
+    text_keep: Quantity = 1.0
+    density: Quantity = 1.0
+    implementation: Literal["fused", "eager"] = "fused"
+
+    @property
+    def structure(self) -> tuple[int, LayerSpec, str]:
+        """What the coefficients of the segment's operators depend on."""
+        return self.n_layers, self.layer, self.implementation
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for segments that do equal work in every layer."""
+        return self.layer, self.implementation, *map(_key, (self.visual_keep, self.text_keep, self.density))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KVEntry:
+    """Cached keys and values of a run of layers.
+
+    Parameters
+    ----------
+    n_layers : int
+    mixer : AttentionSpec
+        The attention that reads them.
+    visual_share, text_share : float or ndarray
+        Shares of the visual and other prompt tokens that are kept.
+    fixed_tokens : float or ndarray
+        Tokens kept whatever the prompt (sinks).
+    read_share : float or ndarray
+        Share of the kept tokens that a step reads.
+    bits : float
+        Width of keys and values.
+    placement : {"gpu", "host", "disk"}
+        Where they are kept.
+    grows : bool
+        Whether generated tokens are added.
+    """
+
+    n_layers: int
+    mixer: AttentionSpec
+    visual_share: Quantity = 1.0
+    text_share: Quantity = 1.0
+    fixed_tokens: Quantity = 0.0
+    read_share: Quantity = 1.0
+    bits: float = 16
+    placement: Literal["gpu", "host", "disk"] = "gpu"
+    grows: bool = True
+
+    @property
+    def structure(self) -> tuple[int, AttentionSpec, float]:
+        """What the coefficients of the entry's operators depend on."""
+        return self.n_layers, self.mixer, self.bits
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for entries that cost the same in every layer."""
+        shares = (self.visual_share, self.text_share, self.fixed_tokens, self.read_share)
+        return self.mixer, self.bits, self.placement, self.grows, *map(_key, shares)
+
+    def kept_prompt(self, visual_tokens: Quantity, other_tokens: Quantity) -> Quantity:
+        """Return how many prompt tokens are kept, before the window cuts them."""
+        return self.fixed_tokens + self.visual_share * visual_tokens + self.text_share * other_tokens
+
+    def reads(self, prompt: Quantity, generated: Quantity) -> Quantity:
+        """Return the tokens that a step reads after this many generated ones."""
+        kept = prompt + generated * self.grows
+        return self.read_share * np.minimum(kept, self.mixer.window)
+
+    def mean_reads(self, prompt: Quantity, steps: Quantity) -> Quantity:
+        """Return the mean of `reads` over the generated tokens 1 … `steps`, exactly."""
+        if not self.grows:
+            return self.reads(prompt, 0.0)
+        return self.read_share * causal_pairs(steps, prefix=prompt, window=self.mixer.window) / steps
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Overhead:
+    """What a technique itself costs, in one stage of every request.
+
+    Parameters
+    ----------
+    stage : str
+        The stage it lengthens.
+    operators : tuple of Operator
+        Its work, with numbers (or arrays) in the columns.
+    peak_bytes : float or ndarray
+        Memory it needs while it runs [bytes].
+    """
+
+    stage: Stage
+    operators: tuple[Operator, ...]
+    peak_bytes: Quantity = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Query:
+    """The state that techniques edit; see the module's docstring."""
+
+    model: ModelSpec
+    engine: EngineProfile
+    media: MediaTotals
+    turns: tuple[Turn, ...]
+    encoder: tuple[Segment, ...]
+    decoder: tuple[Segment, ...]
+    kv: tuple[KVEntry, ...]
+    overheads: tuple[Overhead, ...] = ()
+    batch: Quantity = 1.0
+    precision: Precision = Precision()
+    parallelism: Parallelism = Parallelism()
+    visual_tokens: Quantity = 0.0
+
+    def without_overheads(self) -> Query:
+        """Return the query as if its techniques cost nothing themselves."""
+        return replace(self, overheads=())
+
+    @property
+    def prompt_tokens(self) -> Quantity:
+        """Tokens of the first turn that enter the language model."""
+        turn = self.turns[0]
+        return turn.visual_share * (self.visual_tokens + self.media.marker_tokens) + turn.text_tokens
+
+
+def _key(quantity: Quantity) -> Hashable:
+    """Return something equal for equal numbers, and for one and the same array."""
+    return id(quantity) if isinstance(quantity, np.ndarray) else quantity
+
+
+def causal_pairs(rows: Quantity, *, prefix: Quantity = 0.0, window: float = UNBOUNDED) -> Quantity:
+    """Return the query-key pairs of causal attention: the sum over i = 1 … rows of min(prefix + i, window)."""
+    rising = np.minimum(np.maximum(window - prefix, 0.0), rows)
+    pairs: Quantity = rising * prefix + rising * (rising + 1) / 2 + (rows - rising) * window
+    return pairs
+
+
+def build_query(
+    model: ModelSpec,
+    workload: Workload,
+    engine: EngineProfile,
+    *,
+    batch: Quantity = 1.0,
+    precision: Precision | None = None,
+    parallelism: Parallelism | None = None,
+) -> Query:
+    """Return the query of a workload on a model before any technique.
+
+    Raises
+    ------
+    Unsupported
+        If the workload has pictures and the model no vision part.
+    ValueError
+        If a value breaks a rule.
+    """
+    if not (np.min(batch) >= 1 and np.max(batch) <= 1e6):  # noqa: PLR2004
+        raise ValueError(f"batch={batch!r} must be a number from 1 to 1000000")
+    media = media_totals(model, workload)
+    precision = precision or Precision()
+    return Query(
+        model=model,
+        engine=engine,
+        media=media,
+        turns=(Turn(1.0, workload.text_tokens, workload.output_tokens),),
+        encoder=encoder_segments(model, engine),
+        decoder=decoder_segments(model),
+        kv=cache_entries(model, precision.kv_bits),
+        batch=batch,
+        precision=precision,
+        parallelism=parallelism or Parallelism(),
+        visual_tokens=media.visual_tokens,
+    )
+
+
+def encoder_segments(model: ModelSpec, engine: EngineProfile) -> tuple[Segment, ...]:
+    """Return the layers of the vision encoder that the engine runs, in order."""
+    if model.vision is None:
+        return ()
+    runs = model.vision.runs + (model.vision.unused_runs if engine.runs_unused_layers else ())
+    return tuple(Segment(run.n_layers, run.layer) for run in runs)
+
+
+def decoder_segments(model: ModelSpec) -> tuple[Segment, ...]:
+    """Return the layers of the language model, in order."""
+    return tuple(Segment(run.n_layers, run.layer) for run in model.decoder.runs)
+
+
+def cache_entries(model: ModelSpec, kv_bits: float) -> tuple[KVEntry, ...]:
+    """Return what the language model caches, in the order of its layers."""
+    return tuple(KVEntry(run.n_layers, run.layer.mixer, bits=kv_bits) for run in model.decoder.runs)

@@ -1,0 +1,281 @@
+"""The stages of a request as operators: encode, adapt, prefill, decode.
+
+Each lister takes the sums of its stage and is linear in them. `table` evaluates a lister on unit vectors, once for each
+structure, and keeps the result in the model; `operators` evaluates it on numbers, which is slower and says the same (a
+test holds the two together).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
+
+import numpy as np
+
+from costmodel import equations
+from costmodel.base import Quantity
+from costmodel.blocks import Widths, Work, all_gather, all_reduce, attend, elementwise, gemm, layer
+from costmodel.models import LayerSpec
+from costmodel.operators import Kind, Operator, OperatorTable
+from costmodel.query import KVEntry, Query, Segment, Stage
+
+DEVICE_STAGES: Final[tuple[Stage, ...]] = ("encode", "adapt", "prefill", "decode")
+FULL_BITS = 16
+"""Width of what is not quantised with the linear layers: vision tower, adapter, embedding, head."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sums:
+    """What the operators of one stage depend on; every field a number, an array, or a unit vector.
+
+    Parameters
+    ----------
+    passes : float or ndarray
+        Forward passes.
+    rows : float or ndarray
+        Patches (encode), visual tokens (adapt), prompt tokens (prefill) or sequences (decode).
+    sequences : float or ndarray
+        Rows that go through the head.
+    works : tuple of Work
+        One a segment (encode, prefill) or a cache entry (decode).
+    """
+
+    passes: Quantity
+    rows: Quantity
+    sequences: Quantity
+    works: tuple[Work, ...] = ()
+
+    def flat(self) -> list[Quantity]:
+        """Return the sums as a list, in the order of `unit_sums`."""
+        values = [self.passes, self.rows, self.sequences]
+        for work in self.works:
+            values += [work.rows, work.pairs, work.keys]
+        return values
+
+
+def unit_sums(n_works: int) -> Sums:
+    """Return sums whose every field is its own unit vector."""
+    units = np.eye(3 + 3 * n_works)
+    works = tuple(Work(units[0], *units[3 + 3 * i : 6 + 3 * i]) for i in range(n_works))
+    return Sums(units[0], units[1], units[2], works)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Structure:
+    """The part of a query that is never swept: which operators there are."""
+
+    query: Query
+    encoder: tuple[Segment, ...]
+    decoder: tuple[Segment, ...]
+    kv: tuple[KVEntry, ...]
+
+    @staticmethod
+    def of(query: Query) -> Structure:
+        """Return the structure of a query, equal segments and equal cache entries put together."""
+        return Structure(query, grouped(query.encoder), grouped(query.decoder), grouped(query.kv))
+
+    @property
+    def encoder_widths(self) -> Widths:
+        """Widths of vision encoder and adapter."""
+        full = max(FULL_BITS, self.query.precision.weight_bits)
+        return Widths(full, full, full, self.query.parallelism.encoder)
+
+    @property
+    def linear_widths(self) -> Widths:
+        """Widths of the language model's layers."""
+        precision = self.query.precision
+        return Widths(
+            precision.weight_bits, precision.activation_bits, precision.kv_bits, self.query.parallelism.tp
+        )
+
+    @property
+    def head_widths(self) -> Widths:
+        """Widths of embedding and head."""
+        full = max(FULL_BITS, self.query.precision.weight_bits)
+        return Widths(full, full, full, self.query.parallelism.tp)
+
+    def key(self, stage: Stage) -> Hashable:
+        """Return what the operators of a stage depend on."""
+        query = self.query
+        parts = self.kv if stage == "decode" else self.encoder if stage == "encode" else self.decoder
+        layers = tuple(part.structure for part in parts) if stage != "adapt" else ()
+        return stage, query.engine.pricing, query.precision, query.parallelism, layers
+
+    def n_works(self, stage: Stage) -> int:
+        """Return how many segments or cache entries a stage has."""
+        return {"encode": len(self.encoder), "prefill": len(self.decoder), "decode": len(self.kv)}.get(stage, 0)
+
+
+Part = TypeVar("Part", Segment, KVEntry)
+
+
+def grouped(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Return the parts with equal ones put together: their order changes no cost."""
+    groups: dict[Hashable, list[Part]] = {}
+    for part in parts:
+        groups.setdefault(part.identity, []).append(part)
+    return tuple(replace(same[0], n_layers=sum(p.n_layers for p in same)) for same in groups.values())
+
+
+def _labels(segments: Sequence[Segment], stage: str) -> list[str]:
+    if len(segments) == 1:
+        return [stage]
+    names = [f"{segment.layer.mixer.grouping}{i}" for i, segment in enumerate(segments)]
+    return [f"{stage}.{name}" for name in names]
+
+
+def encode(structure: Structure, sums: Sums) -> list[Operator]:
+    """List the operators of the vision encoder."""
+    vision, widths = structure.query.model.vision, structure.encoder_widths
+    if vision is None:
+        return []
+    common = {"passes": sums.passes, "widths": widths}
+    operators = [
+        gemm("encode.patch_embedding", sums.rows, d_in=vision.patch_width, d_out=vision.width, **common),
+    ]
+    if vision.positions:
+        operators.append(elementwise("encode.positions", sums.rows, numbers=3 * vision.width, **common))
+    labels = _labels(structure.encoder, "encode")
+    for label, segment, work in zip(labels, structure.encoder, sums.works, strict=True):
+        operators += _layers(label, segment, work, Kind.ENCODER_ATTENTION, widths)
+    return operators
+
+
+def _layers(label: str, segment: Segment, work: Work, kind: Kind, widths: Widths) -> list[Operator]:
+    repeats, spec = segment.n_layers, segment.layer
+    caches = kind != Kind.ENCODER_ATTENTION
+    eager = segment.implementation == "eager"
+    return [
+        *layer(label, spec, passes=work.passes, rows=work.rows, widths=widths, repeats=repeats, caches=caches),
+        *attend(label, work, spec.mixer, kind=kind, widths=widths, repeats=repeats, eager=eager),
+    ]
+
+
+def adapt(structure: Structure, sums: Sums) -> list[Operator]:
+    """List the operators of the adapter: its norm, its linear layers, and the activations between them.
+
+    With tensor parallelism a pair of layers is split by columns and then by rows, and summed; other chains are copied.
+    """
+    adapter, widths = structure.query.model.adapter, structure.encoder_widths
+    if adapter is None:
+        return []
+    common = {"passes": sums.passes, "widths": widths}
+    operators = []
+    if adapter.norm_width:
+        operators.append(elementwise("adapt.norm", sums.rows, numbers=2 * adapter.norm_width, **common))
+    split = widths.tp if len(adapter.widths) == 3 else 1  # noqa: PLR2004 - two layers
+    shares = [w / split if 0 < i < len(adapter.widths) - 1 else float(w) for i, w in enumerate(adapter.widths)]
+    for i, (d_in, d_out) in enumerate(zip(shares[:-1], shares[1:], strict=True)):
+        if i:
+            operators.append(elementwise(f"adapt.activation{i}", sums.rows, numbers=2 * d_in, **common))
+        operators.append(gemm(f"adapt.linear{i + 1}", sums.rows, d_in=d_in, d_out=d_out, **common))
+    if split > 1:
+        operators.append(all_reduce("adapt.all_reduce", sums.rows, numbers=adapter.widths[-1], repeats=1, **common))
+    return operators
+
+
+def prefill(structure: Structure, sums: Sums) -> list[Operator]:
+    """List the operators of prefill: embedding, layers, head at the last position of each sequence."""
+    operators = _ends(structure, sums, "prefill")
+    labels = _labels(structure.decoder, "prefill")
+    for label, segment, work in zip(labels, structure.decoder, sums.works, strict=True):
+        operators += _layers(label, segment, work, Kind.PREFILL_ATTENTION, structure.linear_widths)
+    return operators
+
+
+def decode(structure: Structure, sums: Sums) -> list[Operator]:
+    """List the operators of one decode step: every layer on one row a sequence, attention by cache entry."""
+    operators = _ends(structure, sums, "decode")
+    widths = structure.linear_widths
+    specs: dict[LayerSpec, int] = {}
+    for segment in structure.decoder:
+        specs[segment.layer] = specs.get(segment.layer, 0) + segment.n_layers
+    for i, (spec, repeats) in enumerate(specs.items()):
+        label = "decode" if len(specs) == 1 else f"decode.run{i}"
+        operators += layer(
+            label, spec, passes=sums.passes, rows=sums.rows, widths=widths, repeats=repeats, caches=True
+        )
+    for i, (entry, work) in enumerate(zip(structure.kv, sums.works, strict=True)):
+        label = "decode" if len(structure.kv) == 1 else f"decode.cache{i}"
+        cached = replace(widths, kv_bits=entry.bits)
+        operators += attend(
+            label, work, entry.mixer, kind=Kind.DECODE_ATTENTION, widths=cached, repeats=entry.n_layers
+        )
+    return operators
+
+
+def _ends(structure: Structure, sums: Sums, stage: str) -> list[Operator]:
+    """List embedding, last norm, head and sampling."""
+    decoder, widths = structure.query.model.decoder, structure.head_widths
+    common = {"passes": sums.passes, "widths": widths}
+    vocabulary = decoder.vocabulary / widths.tp
+    operators = [
+        elementwise(f"{stage}.embedding", sums.rows, numbers=2 * decoder.width, **common),
+        elementwise(f"{stage}.final_norm", sums.rows, numbers=4 * decoder.width, **common),
+        gemm(f"{stage}.head", sums.sequences, d_in=decoder.width, d_out=vocabulary, **common),
+        elementwise(f"{stage}.sampling", sums.sequences, numbers=2 * decoder.vocabulary, **common),
+    ]
+    if widths.tp > 1:
+        operators += [
+            all_reduce(f"{stage}.all_reduce_embedding", sums.rows, numbers=decoder.width, repeats=1, **common),
+            all_gather(f"{stage}.all_gather_logits", sums.sequences, numbers=decoder.vocabulary, **common),
+        ]
+    return operators
+
+
+def _equation_3(structure: Structure, sums: Sums) -> list[Operator]:
+    flops = sum((o.flops * o.repeats for o in encode(structure, sums)), start=0.0 * sums.rows)
+    return [equations.encode_operator(flops)] if structure.query.model.vision else []
+
+
+def _no_adapter(structure: Structure, sums: Sums) -> list[Operator]:
+    del structure, sums  # the survey's model has none
+    return []
+
+
+def _equation_4(structure: Structure, sums: Sums) -> list[Operator]:
+    widths = structure.linear_widths
+    pairs = [
+        equations.prefill_operator(segment, work, kv_bits=widths.kv_bits, n_devices=widths.tp)
+        for segment, work in zip(structure.decoder, sums.works, strict=True)
+    ]
+    return pairs
+
+
+def _equation_6(structure: Structure, sums: Sums) -> list[Operator]:
+    widths = structure.linear_widths
+    weights = equations.weights_operator(
+        structure.query.model.decoder, sums, weight_bits=widths.weight_bits, n_devices=widths.tp
+    )
+    entries = zip(structure.kv, sums.works, strict=True)
+    return [weights, *(equations.cache_operator(entry, work, n_devices=widths.tp) for entry, work in entries)]
+
+
+Lister = Callable[[Structure, Sums], list[Operator]]
+LISTERS: Final[Mapping[tuple[str, Stage], Lister]] = {
+    ("operators", "encode"): encode,
+    ("operators", "adapt"): adapt,
+    ("operators", "prefill"): prefill,
+    ("operators", "decode"): decode,
+    ("equations", "encode"): _equation_3,
+    ("equations", "adapt"): _no_adapter,
+    ("equations", "prefill"): _equation_4,
+    ("equations", "decode"): _equation_6,
+}
+
+
+def operators(query: Query, stage: Stage, sums: Sums) -> list[Operator]:
+    """Return the operators of a stage for these sums, techniques' own not included."""
+    return LISTERS[query.engine.pricing, stage](Structure.of(query), sums)
+
+
+def table(structure: Structure, stage: Stage) -> OperatorTable:
+    """Return the operators of a stage as a table, from the model's cache when it was made before."""
+    cache, key = structure.query.model.cache, structure.key(stage)
+    found = cache.get(key)
+    if found is None:
+        sums = unit_sums(structure.n_works(stage))
+        listed = LISTERS[structure.query.engine.pricing, stage](structure, sums)
+        found = cache[key] = OperatorTable.of(listed, len(sums.flat()))
+    return found

@@ -1,0 +1,57 @@
+"""Sweeps: a query whose quantities are arrays, cut into blocks that stay in the cache of a core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from costmodel.media import MediaTotals
+from costmodel.operators import Operator
+from costmodel.query import KVEntry, Overhead, Query, Segment, Turn
+
+BLOCK: Final = 4096
+"""Points evaluated at once."""
+_STATE = (Query, MediaTotals, Turn, Segment, KVEntry, Overhead, Operator)
+State = TypeVar("State")
+
+
+def arrays(value: object) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield every array in the state of a query."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from arrays(part)
+    elif isinstance(value, _STATE) and is_dataclass(value):
+        for field in fields(value):
+            yield from arrays(getattr(value, field.name))
+
+
+def mapped(value: State, change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> State:
+    """Return the state with every array changed; parts without arrays stay the same objects."""
+    if isinstance(value, np.ndarray):
+        return change(value)  # type: ignore[return-value]
+    if isinstance(value, tuple):
+        parts = tuple(mapped(part, change) for part in value)
+        return value if all(a is b for a, b in zip(parts, value, strict=True)) else parts  # type: ignore[return-value]
+    if not (isinstance(value, _STATE) and is_dataclass(value)):
+        return value
+    new = {field.name: mapped(getattr(value, field.name), change) for field in fields(value)}
+    changed = {name: part for name, part in new.items() if part is not getattr(value, name)}
+    return replace(value, **changed) if changed else value
+
+
+def shape_of(query: Query) -> tuple[int, ...]:
+    """Return the shape of a sweep, () for a single point."""
+    return np.broadcast_shapes(*(array.shape for array in arrays(query)))
+
+
+def blocks(query: Query, shape: tuple[int, ...]) -> Iterator[tuple[slice, Query]]:
+    """Yield a sweep in blocks: where each lies in the flat result, and its query."""
+    flat = mapped(query, lambda array: np.broadcast_to(array, shape).reshape(-1))
+    for start in range(0, int(np.prod(shape)), BLOCK):
+        part = slice(start, start + BLOCK)
+        yield part, mapped(flat, lambda array, part=part: array[part])  # type: ignore[misc]

@@ -1,0 +1,1 @@
+"""Data only: one TOML file a device, every number with a source."""

@@ -1,0 +1,1 @@
+"""Reality beside the model: a reference LVLM in PyTorch, its measurements, and the torch-free calibrate and compare."""

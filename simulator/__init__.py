@@ -1,0 +1,1 @@
+"""SimPy simulator of serving: many requests through queues, caches, links and policies; systems and the planner."""

@@ -1,0 +1,1 @@
+"""True counts from the real `transformers` code, independent of our cost model."""
