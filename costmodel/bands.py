@@ -6,30 +6,28 @@ different kinds as independent; so the shares of the kinds add in quadrature, ea
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import ArrayLike
+import math
+from collections.abc import Sequence
 
 from costmodel.engine import EngineProfile
 
 
-def band_s(time_s: float, kind_s: ArrayLike, engine: EngineProfile, preprocess_s: float) -> tuple[float, float] | None:
+def band_s(
+    time_s: float, kind_s: Sequence[float], engine: EngineProfile, preprocess_s: float
+) -> tuple[float, float] | None:
     """Return the band of a time [s], None when the engine states no errors.
 
     Parameters
     ----------
     time_s : float
         The prediction.
-    kind_s : array_like, shape (n_kinds,)
+    kind_s : sequence of float
         Its parts by kind of operator.
     preprocess_s : float
         Its part on the host.
     """
-    spread = engine.by_kind[3:]
-    if np.isnan(spread).any():
+    if engine.spread is None:
         return None
-    host = engine.preprocessing
-    low = np.append(spread[0], host.low or 0.0)
-    high = np.append(spread[1], host.high or 0.0)
-    parts = np.append(kind_s, preprocess_s)
-    below, above = np.sqrt(np.sum((parts * low) ** 2)), np.sqrt(np.sum((parts * high) ** 2))
-    return max(0.0, float(time_s - below)), float(time_s + above)
+    parts = (*kind_s, preprocess_s)
+    below, above = (math.hypot(*(p * e for p, e in zip(parts, side, strict=True))) for side in engine.spread)
+    return max(0.0, time_s - below), time_s + above

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from costmodel.errors import unknown
+from costmodel.errors import Unsupported, unknown
 from costmodel.families import load_families
 from costmodel.families.files import Json, ModelFiles
 from costmodel.models import ModelSpec
@@ -63,6 +64,24 @@ def load_model(name: str | Path) -> ModelSpec:
     if _is_hub_id(text):
         return _read(_files_at(_hub_folder(text)), text)
     raise unknown("model (no name, file or folder)", text, load_model_files())
+
+
+def with_pixel_limits(model: ModelSpec, least: int, most: int) -> ModelSpec:
+    """Return the model with other limits of an image's (and a frame's) area [pixels].
+
+    Raises
+    ------
+    Unsupported
+        If the model's family resizes to fixed sizes.
+    ValueError
+        If the limits are not positive, or the wrong way round.
+    """
+    if not 0 < least <= most:
+        raise ValueError(f"pixels={least}:{most} must be two areas in pixels, the smaller first, such as 100352:602112")
+    limited = getattr(model.media, "with_pixel_limits", None)
+    if limited is None:
+        raise Unsupported(f"{model.name} resizes pictures to fixed sizes and has no pixel limits; leave --pixels out")
+    return replace(model, media=limited(least, most), cache={})
 
 
 @functools.cache

@@ -142,12 +142,24 @@ class EngineProfile(Frozen):
 
     @functools.cached_property
     def by_kind(self) -> Array:
-        """Compute fraction, bandwidth fraction, start cycles, low and high of every kind, shape (5, n_kinds)."""
-        default = KindEfficiency()
-        rows = [self.efficiency.get(kind.label, default) for kind in Kind]
-        low_high = [(np.nan if e.low is None else e.low, np.nan if e.high is None else e.high) for e in rows]
-        head = [(e.compute_fraction, e.bandwidth_fraction, e.start_cycles) for e in rows]
-        return np.array([a + b for a, b in zip(head, low_high, strict=True)]).T
+        """Compute fraction, bandwidth fraction and start cycles of every kind, shape (3, n_kinds)."""
+        rows = [self.kind(kind) for kind in Kind]
+        return np.array([(e.compute_fraction, e.bandwidth_fraction, e.start_cycles) for e in rows]).T
+
+    @functools.cached_property
+    def spread(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Low and high of every kind and of preprocessing; None unless all are stated."""
+        rows = [*(self.kind(kind) for kind in Kind), self.preprocessing]
+        low = tuple(row.low for row in rows if row.low is not None)
+        high = tuple(row.high for row in rows if row.high is not None)
+        return (low, high) if len(low) == len(high) == len(rows) else None
+
+    def kind(self, kind: Kind) -> KindEfficiency:
+        """Return how operators of a kind use a device: as the datasheet says unless the file says otherwise."""
+        return self.efficiency.get(kind.label, IDEAL)
+
+
+IDEAL = KindEfficiency()
 
 
 @functools.cache

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from costmodel.memory import PIXEL_BYTES
 from costmodel.operators import OperatorTable
 from costmodel.query import Query, Stage, Turn
 from costmodel.roofline import PricedTable, operator_s, priced
-from costmodel.stages import Structure, table
+from costmodel.stages import Structure
 from costmodel.sums import Points, adapt_points, decode_points, decode_steps, encode_points, prefill_points
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,15 +46,17 @@ class Evaluator:
     query: Query
     hardware: HardwareProfile
     structure: Structure
+    is_sweep: bool = False
+    kept_points: dict[tuple[Stage, int], Points] = field(default_factory=dict)
 
     @staticmethod
-    def of(query: Query, hardware: HardwareProfile) -> Evaluator:
+    def of(query: Query, hardware: HardwareProfile, *, is_sweep: bool = False) -> Evaluator:
         """Return the evaluator of a query on a device."""
-        return Evaluator(query, hardware, Structure.of(query))
+        return Evaluator(query, hardware, Structure.of(query), is_sweep)
 
     def table(self, stage: Stage) -> OperatorTable:
         """Return the operators of a stage."""
-        return table(self.structure, stage)
+        return self.structure.table(stage)
 
     def n_devices(self, stage: Stage) -> int:
         """Return the devices that share a stage."""
@@ -63,30 +67,34 @@ class Evaluator:
         """Return the operators of a stage with the device's rates."""
         return priced(self.table(stage), self.hardware, self.query.engine, self.n_devices(stage))
 
-    def points(self, stage: Stage, turn: Turn, *, detailed: bool = False) -> Points:
-        """Return the sums of a stage in a turn."""
-        if stage == "encode":
-            return encode_points(self.query, self.structure, turn)
-        if stage == "adapt":
-            return adapt_points(self.query, self.structure, turn)
-        if stage == "prefill":
-            return prefill_points(self.query, self.structure, turn)
-        return decode_points(self.query, self.structure, turn, detailed=detailed)
+    def points(self, stage: Stage, turn: Turn) -> Points:
+        """Return the sums of a stage in a turn, worked out once."""
+        key = (stage, id(turn))
+        found = self.kept_points.get(key)
+        if found is None:
+            detail = {"detailed": not self.is_sweep} if stage == "decode" else {}
+            found = self.kept_points[key] = POINTS[stage](self.query, self.structure, turn, **detail)
+        return found
 
     def overhead_s(self, stage: Stage) -> Quantity:
         """Return what techniques add to a stage [s]."""
+        if not self.query.overheads:
+            return 0.0
         found = [o for overhead in self.query.overheads if overhead.stage == stage for o in overhead.operators]
         return sum((operator_s(o, self.hardware, self.query.engine, self.n_devices(stage)) for o in found), start=0.0)
 
-    def _stage_s(self, stage: Stage, turn: Turn) -> Quantity:
+    def _point_times(self, stage: Stage, turn: Turn) -> list[Quantity]:
+        """Return the time of every point of a stage, of a sweep as arrays [s]."""
         points = self.points(stage, turn)
-        blocks = self.priced(stage).total_s(points.sums).reshape(len(points.counts), -1)
-        total = sum((count * block for count, block in zip(points.counts, blocks, strict=True)), start=0.0)
-        return total + self.overhead_s(stage)
+        times = self.priced(stage).total_s(points.sums)
+        return list(times.reshape(len(points.counts), -1)) if self.is_sweep else times.tolist()
+
+    def _stage_s(self, stage: Stage, turn: Turn) -> Quantity:
+        counts, times = self.points(stage, turn).counts, self._point_times(stage, turn)
+        return sum((count * time for count, time in zip(counts, times, strict=True)), start=self.overhead_s(stage))
 
     def _decode_step_s(self, turn: Turn) -> Quantity:
-        step = self.priced("decode").total_s(self.points("decode", turn).sums)
-        return step + self.overhead_s("decode") + self.query.engine.step_host_s
+        return self._point_times("decode", turn)[-1] + self.overhead_s("decode") + self.query.engine.step_host_s
 
     def turn(self, turn: Turn) -> TurnTimes:
         """Return the times of a turn, as arrays of one or more points."""
@@ -98,6 +106,14 @@ class Evaluator:
             decode_step_s=self._decode_step_s(turn),
             steps=decode_steps(self.query, turn),
         )
+
+
+POINTS: Final[Mapping[Stage, Callable[..., Points]]] = {
+    "encode": encode_points,
+    "adapt": adapt_points,
+    "prefill": prefill_points,
+    "decode": decode_points,
+}
 
 
 def preprocess_s(query: Query, hardware: HardwareProfile, turn: Turn) -> Quantity:

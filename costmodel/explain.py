@@ -1,13 +1,117 @@
-"""Why a request costs what it costs, and what would have to change."""
+"""Why a request costs what it costs, and what would have to change to move the bottleneck.
+
+A stage's compute and memory times are compared over its matrix products and attention. Weights are read once a pass
+whatever the rows, so with weights W, other traffic T and work F (all in seconds at reached rates), memory and compute
+meet when the rows are multiplied by W / (F - T).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from costmodel.stage_cost import OperatorCost, StageCost
 
 if TYPE_CHECKING:
     from costmodel.predict import Prediction
 
+N_DEAREST: Final = 3
+ROWS: Final = {"encode": "patches", "adapt": "visual tokens", "prefill": "prompt tokens", "decode": "sequences"}
+SPENT: Final = {
+    "compute": "compute-bound",
+    "memory": "memory-bound",
+    "link": "bound by the link between devices",
+    "start": "bound by starting kernels",
+    "host": "work of the host CPU",
+    "none": "nothing to do",
+}
+
 
 def explain(prediction: Prediction) -> list[str]:
-    """Return why, one line a finding."""
-    return []
+    """Return why, one line a finding: each stage that takes time, then the bottlenecks of TTFT and of TPOT, then memory."""
+    stages = prediction.stages
+    lines = [_stage_line(prediction, name, stage) for name, stage in stages.items() if stage.time_s > 0]
+    return [*lines, _first_token_line(prediction), _memory_line(prediction)]
+
+
+def _stage_line(prediction: Prediction, name: str, stage: StageCost) -> str:
+    head = f"{name}: {SPENT[stage.bound]} for {stage.share(stage.bound):.0%} of its time"
+    if name == "preprocess":
+        cost = prediction.query.engine.preprocessing
+        return f"{head}; decoding and resizing pictures on {cost.workers} core(s); fewer pixels or a faster processor help"
+    dearest = ", ".join(f"{o.name.partition('.')[2]} {o.time_s / stage.time_s:.0%}" for o in stage.operators[:N_DEAREST])
+    return f"{head}; dearest: {dearest}; {_what_moves(prediction, name, stage)}"
+
+
+def _what_moves(prediction: Prediction, name: str, stage: StageCost) -> str:
+    """Say what would make another roof bind."""
+    contested = [o for o in stage.operators if o.flops]
+    compute, memory = sum(o.compute_s for o in contested), sum(o.memory_s for o in contested)
+    if stage.bound == "compute":
+        return f"memory would bind with {_factor(compute / memory)} the FLOP/s, or {_fewer(prediction, name, contested)}"
+    if stage.bound == "memory" and compute:
+        return f"compute would bind with {_factor(memory / compute)} the bandwidth, or {_more(prediction, name, contested)}"
+    if stage.bound == "start":
+        return f"work would bind with {_factor(_start_over_work(stage))} the rows in a pass, or fewer and larger kernels"
+    if stage.bound == "link":
+        return "memory would bind with a faster link or fewer devices"
+    return "a faster host, or its work overlapped with the device's, would help"
+
+
+def _start_over_work(stage: StageCost) -> float:
+    work = stage.share("compute") + stage.share("memory") + stage.share("link")
+    return stage.share("start") / work if work else float("inf")
+
+
+def _crossing(prediction: Prediction, name: str, operators: list[OperatorCost]) -> float:
+    """Return the rows, over those of now, at which memory and compute take equally long; infinite if they never do."""
+    stage = prediction.stages[name]
+    compute = sum(o.compute_s for o in operators)
+    memory = sum(o.memory_s for o in operators)
+    weights = memory * stage.weight_bytes / sum(o.bytes for o in operators)
+    rising = compute - (memory - weights)
+    return weights / rising if rising > 0 else float("inf")
+
+
+def _fewer(prediction: Prediction, name: str, operators: list[OperatorCost]) -> str:
+    rows = _rows(prediction, name) * _crossing(prediction, name, operators)
+    return f"below about {max(1, round(rows)):,} {ROWS[name]} a pass"
+
+
+def _more(prediction: Prediction, name: str, operators: list[OperatorCost]) -> str:
+    crossing = _crossing(prediction, name, operators)
+    if crossing == float("inf"):
+        return f"at no number of {ROWS[name]}: traffic grows as fast as work"
+    return f"from about {round(_rows(prediction, name) * crossing):,} {ROWS[name]} a step on"
+
+
+def _rows(prediction: Prediction, name: str) -> float:
+    tokens, batch = prediction.tokens, float(prediction.query.batch)
+    each = {"encode": tokens["patches"], "adapt": tokens["visual"], "prefill": tokens["prompt"], "decode": 1}
+    rows = each[name] * batch
+    return min(rows, prediction.query.engine.prefill_chunk_tokens) if name == "prefill" else rows
+
+
+def _factor(ratio: float) -> str:
+    return f"{ratio:.3g} times"
+
+
+def _first_token_line(prediction: Prediction) -> str:
+    """Say which stage leads TTFT, and how much faster it must become for the next one to lead."""
+    parts = sorted(
+        ((stage.time_s, name) for name, stage in prediction.stages.items() if name != "decode"), reverse=True
+    )
+    (first_s, first), (second_s, second) = parts[0], parts[1]
+    share = first_s / float(prediction.ttft_s)
+    if not second_s:
+        return f"TTFT is {first} alone"
+    return f"TTFT is led by {first} ({share:.0%}); {second} leads once {first} is {first_s / second_s:.3g} times faster"
+
+
+def _memory_line(prediction: Prediction) -> str:
+    memory, batch = prediction.memory, prediction.max_batch
+    largest = max(
+        ("weights", memory.weights_bytes), ("KV cache", memory.kv_bytes), ("activations", memory.activation_bytes),
+        key=lambda part: part[1],
+    )
+    used = memory.peak_bytes / memory.usable_bytes
+    return f"memory: {used:.0%} of what the engine may use, most of it {largest[0]}; at most {batch:,} such requests fit together"

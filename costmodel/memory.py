@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from costmodel.base import Quantity
 from costmodel.blocks import Widths, kv_bytes_each, kv_width_on_device, weight_bytes_each
 from costmodel.hardware import HardwareProfile
+from costmodel.memo import remember
 from costmodel.models import LayerSpec
 from costmodel.query import KVEntry, Query
 from costmodel.stages import Structure
@@ -56,9 +58,10 @@ class Memory:
 def memory(query: Query, hardware: HardwareProfile, structure: Structure | None = None) -> Memory:
     """Return the memory of one device for a query of single numbers."""
     engine = query.engine
-    weights = weights_bytes(query)
+    structure = structure or Structure.of(query)
+    weights = weights_bytes(structure)
     cache = float(query.batch * kv_bytes_per_request(query))
-    live = max(float(stage.at(query.batch)) for stage in activations(query, structure or Structure.of(query)))
+    live = max(float(stage.at(query.batch)) for stage in activations(query, structure))
     return Memory(
         weights_bytes=weights,
         kv_bytes=cache,
@@ -70,15 +73,18 @@ def memory(query: Query, hardware: HardwareProfile, structure: Structure | None 
     )
 
 
-def weights_bytes(query: Query) -> float:
+def weights_bytes(structure: Structure) -> float:
     """Return the weights on one device: linear layers at their width, everything else at no less than 16 bits [bytes]."""
-    model, parallelism = query.model, query.parallelism
-    full = max(16, query.precision.weight_bits) / BITS_PER_BYTE
-    linear = weight_bytes_each(query.precision.weight_bits)
-    decoder = model.decoder
-    language = decoder.layer_parameters * linear + (decoder.parameters - decoder.layer_parameters) * full
-    parameters = model.parameters()
-    return language / parallelism.tp + (parameters["vision"] + parameters["adapter"]) * full / parallelism.encoder
+    return remember(structure.tables, "weights", lambda: _weights_bytes(structure))
+
+
+def _weights_bytes(structure: Structure) -> float:
+    decoder, parameters = structure.model.decoder, structure.model.parameters()
+    full = max(16, structure.precision.weight_bits) / BITS_PER_BYTE
+    linear = weight_bytes_each(structure.precision.weight_bits)
+    language = decoder.layer_parameters * linear + (parameters["language"] - decoder.layer_parameters) * full
+    pictures = (parameters["vision"] + parameters["adapter"]) * full
+    return language / structure.parallelism.tp + pictures / structure.parallelism.encoder
 
 
 def entry_bytes_per_token(entry: KVEntry, n_devices: int) -> float:
@@ -136,6 +142,15 @@ def activations(query: Query, structure: Structure) -> list[Activations]:
     return [*encode, _prefill_activations(query, structure)]
 
 
+def _widest_row_bytes(structure: Structure, tower: Literal["encoder", "decoder"]) -> float:
+    """Return the most bytes alive for one row in any layer of a tower [bytes]."""
+    segments, widths = {
+        "encoder": (structure.encoder, structure.encoder_widths),
+        "decoder": (structure.decoder, structure.linear_widths),
+    }[tower]
+    return remember(structure.tables, tower, lambda: max(_row_bytes(s.layer, widths) for s in segments))
+
+
 def _row_bytes(spec: LayerSpec, widths: Widths) -> float:
     """Return the bytes alive for one row in a layer: two residual copies and the widest intermediate [bytes]."""
     mixer, tp = spec.mixer, widths.tp
@@ -151,7 +166,7 @@ def _encode_activations(query: Query, structure: Structure) -> Activations:
     pixels = media.patches * vision.patch_width * PIXEL_BYTES
     embeddings = media.visual_tokens * query.model.decoder.width * widths.state_bytes
     return Activations(
-        row_bytes=max(_row_bytes(segment.layer, widths) for segment in structure.encoder),
+        row_bytes=_widest_row_bytes(structure, "encoder"),
         rows=media.rows,
         most_rows=np.maximum(query.engine.encoder_chunk_tokens * rows_per_token, media.largest_rows),
         request_bytes=pixels + embeddings,
@@ -164,7 +179,7 @@ def _prefill_activations(query: Query, structure: Structure) -> Activations:
     visual, other = turn_tokens(query, query.turns[0])
     logits = decoder.vocabulary / widths.tp * LOGIT_BYTES
     return Activations(
-        row_bytes=max(_row_bytes(segment.layer, widths) for segment in structure.decoder),
+        row_bytes=_widest_row_bytes(structure, "decoder"),
         rows=visual + other,
         most_rows=query.engine.prefill_chunk_tokens,
         request_bytes=visual * decoder.width * widths.state_bytes + logits,
@@ -179,7 +194,8 @@ def _overhead_bytes(query: Query, stage: str) -> Quantity:
 def max_batch(query: Query, hardware: HardwareProfile, structure: Structure | None = None) -> int:
     """Return the largest batch of this request that fits on the device, 0 when not even one does."""
     engine = query.engine
-    free = hardware.memory_bytes * engine.memory_fraction - engine.reserve_bytes - weights_bytes(query)
+    structure = structure or Structure.of(query)
+    free = hardware.memory_bytes * engine.memory_fraction - engine.reserve_bytes - weights_bytes(structure)
     cache = kv_bytes_per_request(query)
-    stages = activations(query, structure or Structure.of(query))
+    stages = activations(query, structure)
     return max(0, int(min(float(stage.largest_batch(free, cache)) for stage in stages)))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
+from costmodel.memo import Cache, remember
 from costmodel.units import UNBOUNDED
 from costmodel.workload import Video
 
@@ -294,10 +294,13 @@ class ModelSpec:
     adapter: AdapterSpec | None = None
     media: MediaRule | None = None
     source: str = ""
-    cache: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    cache: Cache = field(default_factory=dict, repr=False)
 
     def parameters(self) -> dict[str, int]:
         """Return parameters by component: total, vision, adapter, language, active."""
+        return dict(remember(self.cache, "parameters", self._count_parameters))
+
+    def _count_parameters(self) -> dict[str, int]:
         vision = self.vision.parameters if self.vision else 0
         adapter = self.adapter.parameters if self.adapter else 0
         total = vision + adapter + self.decoder.parameters

@@ -7,15 +7,16 @@ its own coefficients: `OperatorTable` keeps those, and a product with the sums o
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from costmodel.base import Array, Quantity
+from costmodel.memo import Cache
 
 
 class Kind(IntEnum):
@@ -98,6 +99,8 @@ class OperatorTable:
     kinds, repeats, bits : ndarray of int, shape (n_operators,)
     coefficients : ndarray, shape (n_columns, n_operators, n_sums)
         Columns for one unit of each sum.
+    totals : ndarray, shape (n_columns, n_sums)
+        Their sum over operators and repeats.
     cache : dict
         The table priced for devices; see `costmodel.roofline`.
     """
@@ -107,7 +110,8 @@ class OperatorTable:
     repeats: Array
     bits: NDArray[np.intp]
     coefficients: Array
-    cache: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    totals: Array
+    cache: Cache = field(default_factory=dict, repr=False)
 
     @staticmethod
     def of(operators: Sequence[Operator], n_sums: int) -> OperatorTable:
@@ -116,12 +120,14 @@ class OperatorTable:
         for i, operator in enumerate(operators):
             for j, column in enumerate(operator.columns):
                 coefficients[j, i] = column
+        repeats = np.array([o.repeats for o in operators], dtype=float)
         return OperatorTable(
             names=tuple(o.name for o in operators),
             kinds=np.array([o.kind for o in operators], dtype=np.intp),
-            repeats=np.array([o.repeats for o in operators], dtype=float),
+            repeats=repeats,
             bits=np.array([o.bits for o in operators], dtype=np.intp),
             coefficients=coefficients,
+            totals=np.einsum("cos,o->cs", coefficients, repeats),
         )
 
     def columns(self, sums: Array) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 
 from costmodel.base import Array, Quantity
 from costmodel.catalogue import load_model
+from costmodel.counts import tokens
 from costmodel.economics import cost_usd
 from costmodel.energy import co2_g, stage_power_w
 from costmodel.engine import EngineProfile, load_engine
@@ -21,7 +22,6 @@ from costmodel.models import ModelSpec
 from costmodel.query import STAGES, Parallelism, Precision, Query, build_query
 from costmodel.bands import band_s
 from costmodel.stage_cost import StageCost, host_stage, stage_cost
-from costmodel.sums import decode_steps
 from costmodel.sweep import blocks, shape_of
 from costmodel.techniques import Technique, compose
 from costmodel.workload import Workload
@@ -95,8 +95,7 @@ def evaluate(query: Query, hardware: HardwareProfile) -> Prediction:
         return Prediction(query, hardware, ttft, tpot, total)
     evaluator = Evaluator.of(query, hardware)
     turns = tuple(evaluator.turn(turn) for turn in query.turns)
-    ttft, tpot, total = (float(np.squeeze(value)) for value in _headline(query, turns))
-    return Prediction(query, hardware, ttft, tpot, total)
+    return Prediction(query, hardware, *map(float, _headline(query, turns)), turns, evaluator)
 
 
 def _headline(query: Query, times: Iterable[TurnTimes]) -> tuple[Quantity, Quantity, Quantity]:
@@ -111,7 +110,7 @@ def _sweep(query: Query, hardware: HardwareProfile, shape: tuple[int, ...]) -> t
     """Return TTFT, TPOT and total time of every point of a sweep."""
     result = np.empty((3, int(np.prod(shape))))
     for part, block in blocks(query, shape):
-        evaluator = Evaluator.of(block, hardware)
+        evaluator = Evaluator.of(block, hardware, is_sweep=True)
         values = _headline(block, [evaluator.turn(turn) for turn in block.turns])
         for row, value in zip(result, values, strict=True):
             row[part] = value
@@ -131,6 +130,10 @@ class Prediction:
         The device.
     ttft_s, tpot_s, total_s : float or ndarray
         Time to the first token, mean time of a further token, and time of the whole request [s].
+    turns : tuple of TurnTimes
+        The times of every turn, for single points.
+    evaluator : Evaluator or None
+        What worked them out, for single points.
 
     Notes
     -----
@@ -143,42 +146,35 @@ class Prediction:
     ttft_s: Quantity
     tpot_s: Quantity
     total_s: Quantity
+    turns: tuple[TurnTimes, ...] = ()
+    evaluator: Evaluator | None = None
 
-    @functools.cached_property
+    @property
     def _evaluator(self) -> Evaluator:
-        if np.ndim(self.ttft_s):
-            raise ValueError("this prediction is a sweep, which has ttft_s, tpot_s and total_s; predict one point for more")
-        return Evaluator.of(self.query, self.hardware)
+        if self.evaluator is None:
+            raise ValueError("a sweep has ttft_s, tpot_s and total_s alone; predict one point for more")
+        return self.evaluator
 
     @functools.cached_property
     def stages(self) -> Mapping[str, StageCost]:
         """The stages of the first turn: preprocess, encode, adapt, prefill, decode."""
         turn = self.query.turns[0]
-        times = self._evaluator.turn(turn)
+        evaluator, times = self._evaluator, self.turns[0]
         seconds = {
             "encode": times.encode_s,
             "adapt": times.adapt_s,
             "prefill": times.prefill_s,
             "decode": times.steps * times.decode_step_s,
         }
-        found = {"preprocess": host_stage(self._evaluator, turn, float(np.squeeze(times.preprocess_s)))}
+        found = {"preprocess": host_stage(evaluator, turn, float(times.preprocess_s))}
         for stage in STAGES[1:]:
-            found[stage] = stage_cost(self._evaluator, stage, turn, float(np.squeeze(seconds[stage])))
+            found[stage] = stage_cost(evaluator, stage, turn, float(seconds[stage]))
         return found
 
     @property
     def tokens(self) -> dict[str, int]:
         """Patches and tokens of one request: patches, visual, markers, cross, text, prompt."""
-        media, turn = self.query.media, self.query.turns[0]
-        counts = {
-            "patches": media.patches,
-            "visual": self.query.visual_tokens,
-            "markers": media.marker_tokens,
-            "cross": media.cross_tokens,
-            "text": turn.text_tokens,
-            "prompt": self.query.prompt_tokens,
-        }
-        return {name: round(float(count)) for name, count in counts.items()}
+        return tokens(self.query)
 
     @functools.cached_property
     def memory(self) -> Memory:
@@ -231,10 +227,10 @@ class Prediction:
     def error_band(self) -> dict[str, tuple[float, float]] | None:
         """Band of TTFT and TPOT [s]; None for an engine that is an idealisation, not a forecast."""
         stages, engine = self.stages, self.query.engine
-        first = np.sum([stages[name].kind_s for name in ("encode", "adapt", "prefill")], axis=0)
-        ttft = band_s(self.ttft_s, first, engine, stages["preprocess"].time_s)
-        steps = max(float(decode_steps(self.query, self.query.turns[0])), 1.0)
-        tpot = band_s(self.tpot_s, np.array(stages["decode"].kind_s) / steps, engine, 0.0)
+        parts = zip(*(stages[name].kind_s for name in ("encode", "adapt", "prefill")), strict=True)
+        ttft = band_s(float(self.ttft_s), [sum(kinds) for kinds in parts], engine, stages["preprocess"].time_s)
+        steps = max(float(self.turns[0].steps), 1.0)
+        tpot = band_s(float(self.tpot_s), [seconds / steps for seconds in stages["decode"].kind_s], engine, 0.0)
         return None if ttft is None or tpot is None else {"ttft_s": ttft, "tpot_s": tpot}
 
     @property

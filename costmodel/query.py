@@ -16,13 +16,15 @@ from costmodel.base import Quantity
 from costmodel.engine import EngineProfile
 from costmodel.errors import Unsupported
 from costmodel.media import MediaTotals, media_totals
-from costmodel.models import AttentionSpec, LayerSpec, ModelSpec
+from costmodel.memo import remember
+from costmodel.models import AttentionSpec, LayerRun, LayerSpec, ModelSpec
 from costmodel.operators import Operator
 from costmodel.units import UNBOUNDED
 from costmodel.workload import Workload
 
 Stage = Literal["preprocess", "encode", "adapt", "prefill", "decode"]
 STAGES: tuple[Stage, ...] = ("preprocess", "encode", "adapt", "prefill", "decode")
+MAX_BATCH = 1e6
 BITS = (1, 2, 3, 4, 6, 8, 16, 32)
 
 
@@ -283,7 +285,7 @@ def build_query(
     ValueError
         If a value breaks a rule.
     """
-    if not (np.min(batch) >= 1 and np.max(batch) <= 1e6):  # noqa: PLR2004
+    if not (np.min(batch) >= 1 and np.max(batch) <= MAX_BATCH):
         raise ValueError(f"batch={batch!r} must be a number from 1 to 1000000")
     media = media_totals(model, workload)
     precision = precision or Precision()
@@ -304,17 +306,25 @@ def build_query(
 
 def encoder_segments(model: ModelSpec, engine: EngineProfile) -> tuple[Segment, ...]:
     """Return the layers of the vision encoder that the engine runs, in order."""
-    if model.vision is None:
+    vision = model.vision
+    if vision is None:
         return ()
-    runs = model.vision.runs + (model.vision.unused_runs if engine.runs_unused_layers else ())
-    return tuple(Segment(run.n_layers, run.layer) for run in runs)
+    runs = vision.runs + (vision.unused_runs if engine.runs_unused_layers else ())
+    return remember(model.cache, ("encoder", runs is vision.runs), lambda: _segments(runs))
 
 
 def decoder_segments(model: ModelSpec) -> tuple[Segment, ...]:
     """Return the layers of the language model, in order."""
-    return tuple(Segment(run.n_layers, run.layer) for run in model.decoder.runs)
+    return remember(model.cache, "decoder", lambda: _segments(model.decoder.runs))
+
+
+def _segments(runs: tuple[LayerRun, ...]) -> tuple[Segment, ...]:
+    return tuple(Segment(run.n_layers, run.layer) for run in runs)
 
 
 def cache_entries(model: ModelSpec, kv_bits: float) -> tuple[KVEntry, ...]:
     """Return what the language model caches, in the order of its layers."""
-    return tuple(KVEntry(run.n_layers, run.layer.mixer, bits=kv_bits) for run in model.decoder.runs)
+    runs = model.decoder.runs
+    return remember(
+        model.cache, ("kv", kv_bits), lambda: tuple(KVEntry(r.n_layers, r.layer.mixer, bits=kv_bits) for r in runs)
+    )

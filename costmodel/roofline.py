@@ -11,13 +11,12 @@ from typing import Final, Literal
 import numpy as np
 
 from costmodel.base import Array, Quantity
-from costmodel.engine import EngineProfile, KindEfficiency
+from costmodel.engine import EngineProfile
 from costmodel.hardware import HardwareProfile
-from costmodel.operators import ACTIVATION, FLOPS, KV, LAUNCHES, LINK, MESSAGES, WEIGHT, Operator, OperatorTable
+from costmodel.memo import remember
+from costmodel.operators import ACTIVATION, FLOPS, KV, LAUNCHES, LINK, MESSAGES, WEIGHT, Kind, Operator, OperatorTable
 
 ROOFS: Final[tuple[Literal["compute", "memory", "link"], ...]] = ("compute", "memory", "link")
-MAX_PRICED: Final = 256
-"""Devices for which a table is kept priced."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,12 +40,11 @@ class Rates:
     @staticmethod
     def of(table: OperatorTable, hardware: HardwareProfile, engine: EngineProfile, n_devices: int) -> Rates:
         """Return the rates of every operator of a table."""
-        compute, bandwidth, cycles = engine.by_kind[:3, table.kinds]
+        compute, bandwidth, cycles = engine.by_kind[:, table.kinds]
         peaks = {int(b): hardware.peak_flops_per_s[hardware.precision(int(b))] for b in set(table.bits.tolist())}
         peak = np.array([peaks[int(bits)] for bits in table.bits])
         link = hardware.link(n_devices) if n_devices > 1 else None
-        collective = engine.efficiency.get("collective")
-        share = collective.bandwidth_fraction if collective else 1.0
+        share = engine.kind(Kind.COLLECTIVE).bandwidth_fraction
         return Rates(
             compute_flops_per_s=peak * compute,
             memory_bytes_per_s=hardware.memory_bandwidth_bytes_per_s * bandwidth,
@@ -69,12 +67,18 @@ class PricedTable:
         Seconds under each roof, all repeats, for one unit of each sum.
     starts : ndarray, shape (n_operators, n_sums)
         Seconds of kernel starts.
+    contested : ndarray, shape (n_roofs, n_contested, n_sums)
+        The roofs of the operators that have more than one.
+    linear : ndarray, shape (n_sums,)
+        Seconds of everything else, which no comparison is needed for: operators under one roof, and all starts.
     """
 
     table: OperatorTable
     owners: tuple[HardwareProfile, EngineProfile]
     roofs: Array
     starts: Array
+    contested: Array
+    linear: Array
 
     @staticmethod
     def of(table: OperatorTable, hardware: HardwareProfile, engine: EngineProfile, n_devices: int) -> PricedTable:
@@ -89,14 +93,19 @@ class PricedTable:
         if n_devices > 1:
             roofs.append((work[LINK] / rates.link_bytes_per_s + work[MESSAGES] * rates.latency_s) * repeats)
         starts = work[LAUNCHES] * rates.start_s[:, None] * repeats
-        return PricedTable(table, (hardware, engine), np.array(roofs), starts)
+        stacked = np.array(roofs)
+        several = np.count_nonzero(stacked.any(axis=2), axis=0) > 1
+        linear = stacked[:, ~several].sum(axis=(0, 1)) + starts.sum(axis=0)
+        return PricedTable(table, (hardware, engine), stacked, starts, stacked[:, several], linear)
 
     def total_s(self, sums: Array) -> Array:
         """Return the time of the stage at every point, shape (n_points,) [s]."""
-        highest = self.roofs[0] @ sums
-        for roof in self.roofs[1:]:
-            np.maximum(highest, roof @ sums, out=highest)
-        total: Array = highest.sum(axis=0) + self.starts.sum(axis=0) @ sums
+        total: Array = self.linear @ sums
+        if self.contested.size:
+            highest = self.contested[0] @ sums
+            for roof in self.contested[1:]:
+                np.maximum(highest, roof @ sums, out=highest)
+            total += np.add.reduce(highest, axis=0)
         return total
 
     def operators_s(self, sums: Array) -> tuple[Array, Array]:
@@ -107,12 +116,7 @@ class PricedTable:
 def priced(table: OperatorTable, hardware: HardwareProfile, engine: EngineProfile, n_devices: int) -> PricedTable:
     """Return a table with this device's rates, from the table's cache when it was made before."""
     key = (id(hardware), id(engine), n_devices)
-    found: PricedTable | None = table.cache.get(key)
-    if found is None:
-        if len(table.cache) >= MAX_PRICED:  # a sweep over what-if devices must not grow without end
-            table.cache.clear()
-        found = table.cache[key] = PricedTable.of(table, hardware, engine, n_devices)
-    return found
+    return remember(table.cache, key, lambda: PricedTable.of(table, hardware, engine, n_devices))
 
 
 def operator_s(operator: Operator, hardware: HardwareProfile, engine: EngineProfile, n_devices: int = 1) -> Quantity:
@@ -120,14 +124,14 @@ def operator_s(operator: Operator, hardware: HardwareProfile, engine: EngineProf
 
     The slow and plain form of `PricedTable`, used for what techniques add and as its oracle.
     """
-    efficiency = engine.efficiency.get(operator.kind.label, KindEfficiency())
+    efficiency = engine.kind(operator.kind)
     peak = hardware.peak_flops_per_s[hardware.precision(operator.bits)] * efficiency.compute_fraction
     bandwidth = hardware.memory_bandwidth_bytes_per_s * efficiency.bandwidth_fraction
     traffic = operator.weight_bytes + operator.activation_bytes + operator.kv_bytes
     busy = np.maximum(operator.flops / peak, traffic / bandwidth)
     if n_devices > 1:
         link = hardware.link(n_devices)
-        rate = link.bandwidth_bytes_per_s * engine.efficiency.get("collective", KindEfficiency()).bandwidth_fraction
+        rate = link.bandwidth_bytes_per_s * engine.kind(Kind.COLLECTIVE).bandwidth_fraction
         busy = np.maximum(busy, operator.link_bytes / rate + operator.messages * link.latency_s)
     start = operator.launches * (efficiency.start_cycles / hardware.clock_hz)
     total: Quantity = (busy + start) * operator.repeats

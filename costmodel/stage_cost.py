@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,48 @@ class OperatorCost:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Priced:
+    """The operators of a stage with their times, as columns.
+
+    Parameters
+    ----------
+    table : OperatorTable
+    sums : ndarray, shape (n_sums,)
+        Sums of all points together.
+    roofs_s : ndarray, shape (n_roofs, n_operators)
+        Seconds under each roof.
+    busy_s, start_s : ndarray, shape (n_operators,)
+        Seconds at the binding roof, and of kernel starts.
+    """
+
+    table: OperatorTable
+    sums: Array
+    roofs_s: Array
+    busy_s: Array
+    start_s: Array
+
+    def costs(self) -> tuple[OperatorCost, ...]:
+        """Return every operator, dearest first; those of equal layers stand under one name."""
+        work = self.table.columns(self.sums) * self.table.repeats
+        traffic = work[WEIGHT] + work[ACTIVATION] + work[KV]
+        bounds = [ROOFS[i] for i in self.roofs_s.argmax(axis=0)]
+        costs = [
+            OperatorCost(
+                name=name,
+                kind=Kind(int(self.table.kinds[i])).label,
+                time_s=float(self.busy_s[i] + self.start_s[i]),
+                compute_s=float(self.roofs_s[0, i]),
+                memory_s=float(self.roofs_s[1, i]),
+                flops=float(work[FLOPS, i]),
+                bytes=float(traffic[i]),
+                bound="start" if self.start_s[i] > self.busy_s[i] else bounds[i],
+            )
+            for i, name in enumerate(self.table.names)
+        ]
+        return tuple(sorted(costs, key=lambda cost: -cost.time_s))
+
+
+@dataclass(frozen=True, eq=False)
 class StageCost:
     """One stage of one turn.
 
@@ -57,16 +100,14 @@ class StageCost:
         Its time; of decode, all steps together [s].
     flops, weight_bytes, activation_bytes, kv_bytes, link_bytes : float
         Its work [FLOP] and traffic on one device [bytes].
-    bound : str
-        What most of its time is spent on: a roof, the start of kernels, or the host.
-    shares : dict
-        Share of its time by what binds.
-    kind_s : ndarray, shape (n_kinds,)
+    shares : tuple of (str, float)
+        Share of its time by what binds it, the largest first.
+    kind_s : tuple of float
         Its time by kind of operator [s].
     step_time_s : tuple of float
         Of decode: the first, the middle and the last step [s].
-    operators : tuple of OperatorCost
-        Its operators, dearest first.
+    priced : Priced or None
+        Its operators.
     """
 
     time_s: float
@@ -75,11 +116,15 @@ class StageCost:
     activation_bytes: float = 0.0
     kv_bytes: float = 0.0
     link_bytes: float = 0.0
-    bound: Bound = "none"
-    shares: tuple[tuple[Bound, float], ...] = ()
+    shares: tuple[tuple[Bound, float], ...] = (("none", 1.0),)
     kind_s: tuple[float, ...] = (0.0,) * N_KINDS
     step_time_s: tuple[float, ...] = ()
-    operators: tuple[OperatorCost, ...] = ()
+    priced: Priced | None = None
+
+    @property
+    def bound(self) -> Bound:
+        """What most of its time is spent on: a roof, the start of kernels, or the host."""
+        return self.shares[0][0]
 
     @property
     def bytes(self) -> float:
@@ -95,13 +140,18 @@ class StageCost:
         """Return the share of the stage's time that this roof binds."""
         return dict(self.shares).get(bound, 0.0)
 
+    @functools.cached_property
+    def operators(self) -> tuple[OperatorCost, ...]:
+        """Its operators, dearest first."""
+        return self.priced.costs() if self.priced else ()
+
 
 def host_stage(evaluator: Evaluator, turn: Turn, time_s: float) -> StageCost:
     """Return preprocessing as a stage: the host binds it, its traffic is the copy of the pixels."""
     if not time_s:
         return StageCost(0.0)
     copied = float(pixel_copy_bytes(evaluator.query, turn))
-    return StageCost(time_s, activation_bytes=copied, bound="host", shares=(("host", 1.0),))
+    return StageCost(time_s, activation_bytes=copied, shares=(("host", 1.0),))
 
 
 def stage_cost(evaluator: Evaluator, stage: Stage, turn: Turn, time_s: float) -> StageCost:
@@ -112,78 +162,43 @@ def stage_cost(evaluator: Evaluator, stage: Stage, turn: Turn, time_s: float) ->
     time_s : float
         Its time as the headline has it, host and techniques included [s].
     """
-    points = evaluator.points(stage, turn, detailed=stage == "decode")
-    counts = np.array([float(np.squeeze(count)) for count in points.counts])
-    priced = evaluator.priced(stage)
-    roofs, starts = priced.operators_s(points.sums)
-    if not roofs.shape[1]:
+    table = evaluator.table(stage)
+    if not table.names:
         return StageCost(0.0)
-    work = evaluator.table(stage).columns(points.sums) @ counts * priced.table.repeats
-    by_roof = _by_roof(roofs, starts, counts)
-    shares = _shares({**by_roof, "host": time_s - sum(by_roof.values())}, time_s)
-    operators = _operators(priced.table, roofs, starts, counts, work)
+    points = evaluator.points(stage, turn)
+    counts = np.array([float(count) for count in points.counts])
+    roofs, starts = evaluator.priced(stage).operators_s(points.sums)
+    highest = roofs.max(axis=0)
+    weighted = points.sums @ counts
+    priced = Priced(table, weighted, roofs @ counts, highest @ counts, starts @ counts)
+    totals = (table.totals @ weighted).tolist()
     return StageCost(
         time_s=time_s,
-        flops=float(work[FLOPS].sum()),
-        weight_bytes=float(work[WEIGHT].sum()),
-        activation_bytes=float(work[ACTIVATION].sum()),
-        kv_bytes=float(work[KV].sum()),
-        link_bytes=float(work[LINK].sum()),
-        bound=shares[0][0],
-        shares=shares,
-        kind_s=_by_kind(priced.table, (roofs.max(axis=0) + starts) @ counts),
-        step_time_s=_step_times(evaluator, roofs, starts) if stage == "decode" else (),
-        operators=operators,
+        flops=totals[FLOPS],
+        weight_bytes=totals[WEIGHT],
+        activation_bytes=totals[ACTIVATION],
+        kv_bytes=totals[KV],
+        link_bytes=totals[LINK],
+        shares=_shares(priced, time_s),
+        kind_s=tuple(np.bincount(table.kinds, weights=priced.busy_s + priced.start_s, minlength=N_KINDS).tolist()),
+        step_time_s=_step_times(evaluator, highest + starts) if stage == "decode" else (),
+        priced=priced,
     )
 
 
-def _by_kind(table: OperatorTable, busy_s: Array) -> tuple[float, ...]:
-    return tuple(np.bincount(table.kinds, weights=busy_s, minlength=N_KINDS).tolist())
-
-
-def _by_roof(roofs: Array, starts: Array, counts: Array) -> dict[Bound, float]:
-    """Return the time spent at each roof, and on starting kernels [s]."""
-    binding = roofs.argmax(axis=0)
-    highest = roofs.max(axis=0) * counts
-    times: dict[Bound, float] = {}
-    for i, roof in enumerate(ROOFS[: len(roofs)]):
-        times[roof] = float(highest[binding == i].sum())
-    times["start"] = float((starts @ counts).sum())
-    return times
-
-
-def _shares(times: dict[Bound, float], total_s: float) -> tuple[tuple[Bound, float], ...]:
+def _shares(priced: Priced, total_s: float) -> tuple[tuple[Bound, float], ...]:
+    """Return the share of a stage's time by what binds it; what no operator explains is the host's."""
+    times: dict[Bound, float] = dict.fromkeys(ROOFS, 0.0)
+    for roof, seconds in zip(priced.roofs_s.argmax(axis=0).tolist(), priced.busy_s.tolist(), strict=True):
+        times[ROOFS[roof]] += seconds
+    times["start"] = float(priced.start_s.sum())
+    times["host"] = total_s - sum(times.values())
     ranked = sorted(times.items(), key=lambda item: -item[1])
     least = 1e-9 * total_s  # what is left of rounding is no host time
     return tuple((bound, seconds / total_s) for bound, seconds in ranked if seconds > least) or (("none", 1.0),)
 
 
-def _step_times(evaluator: Evaluator, roofs: Array, starts: Array) -> tuple[float, ...]:
+def _step_times(evaluator: Evaluator, operators_s: Array) -> tuple[float, ...]:
     """Return the first, the middle and the last step [s]."""
-    host_s = float(np.squeeze(evaluator.overhead_s("decode"))) + evaluator.query.engine.step_host_s
-    return tuple(((roofs.max(axis=0) + starts).sum(axis=0)[:3] + host_s).tolist())
-
-
-def _operators(
-    table: OperatorTable, roofs: Array, starts: Array, counts: Array, work: Array
-) -> tuple[OperatorCost, ...]:
-    """Return every operator, dearest first; those of equal layers stand under one name."""
-    under = roofs @ counts
-    busy, start = (roofs.max(axis=0) @ counts).tolist(), (starts @ counts).tolist()
-    binding = under.argmax(axis=0).tolist()
-    traffic = (work[WEIGHT] + work[ACTIVATION] + work[KV]).tolist()
-    flops, compute, memory = work[FLOPS].tolist(), under[0].tolist(), under[1].tolist()
-    costs = [
-        OperatorCost(
-            name,
-            Kind(int(table.kinds[i])).label,
-            busy[i] + start[i],
-            compute[i],
-            memory[i],
-            flops[i],
-            traffic[i],
-            "start" if start[i] > busy[i] else ROOFS[binding[i]],
-        )
-        for i, name in enumerate(table.names)
-    ]
-    return tuple(sorted(costs, key=lambda cost: -cost.time_s))
+    host_s = float(evaluator.overhead_s("decode")) + evaluator.query.engine.step_host_s
+    return tuple((operators_s.sum(axis=0)[:3] + host_s).tolist())

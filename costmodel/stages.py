@@ -8,7 +8,7 @@ test holds the two together).
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import numpy as np
@@ -16,9 +16,10 @@ import numpy as np
 from costmodel import equations
 from costmodel.base import Quantity
 from costmodel.blocks import Widths, Work, all_gather, all_reduce, attend, elementwise, gemm, layer
-from costmodel.models import LayerSpec
+from costmodel.memo import Cache, remember
+from costmodel.models import LayerSpec, ModelSpec
 from costmodel.operators import Kind, Operator, OperatorTable
-from costmodel.query import KVEntry, Query, Segment, Stage
+from costmodel.query import KVEntry, Parallelism, Precision, Query, Segment, Stage
 
 DEVICE_STAGES: Final[tuple[Stage, ...]] = ("encode", "adapt", "prefill", "decode")
 FULL_BITS = 16
@@ -63,48 +64,82 @@ def unit_sums(n_works: int) -> Sums:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Structure:
-    """The part of a query that is never swept: which operators there are."""
+    """The part of a query that is never swept: which operators there are.
 
-    query: Query
+    Parameters
+    ----------
+    model : ModelSpec
+    pricing : str
+        Of the engine: operators or equations.
+    encoder, decoder, kv : tuple
+        Segments and cache entries, equal ones put together.
+    precision, parallelism
+        Of the query.
+    tables : dict
+        The operator table of each stage, and the widest rows, once they were asked for.
+    """
+
+    model: ModelSpec
+    pricing: str
     encoder: tuple[Segment, ...]
     decoder: tuple[Segment, ...]
     kv: tuple[KVEntry, ...]
+    precision: Precision
+    parallelism: Parallelism
+    tables: Cache = field(default_factory=dict)
 
     @staticmethod
     def of(query: Query) -> Structure:
-        """Return the structure of a query, equal segments and equal cache entries put together."""
-        return Structure(query, grouped(query.encoder), grouped(query.decoder), grouped(query.kv))
+        """Return the structure of a query, from the model's cache when it was made before."""
+        pricing = query.engine.pricing
+        key = (query.encoder, query.decoder, query.kv, query.precision, query.parallelism, pricing)
+        return remember(
+            query.model.cache,
+            key,
+            lambda: Structure(
+                query.model,
+                pricing,
+                grouped(query.encoder),
+                grouped(query.decoder),
+                grouped(query.kv),
+                query.precision,
+                query.parallelism,
+            ),
+        )
 
     @property
     def encoder_widths(self) -> Widths:
         """Widths of vision encoder and adapter."""
-        full = max(FULL_BITS, self.query.precision.weight_bits)
-        return Widths(full, full, full, self.query.parallelism.encoder)
+        full = max(FULL_BITS, self.precision.weight_bits)
+        return Widths(full, full, full, self.parallelism.encoder)
 
     @property
     def linear_widths(self) -> Widths:
         """Widths of the language model's layers."""
-        precision = self.query.precision
-        return Widths(
-            precision.weight_bits, precision.activation_bits, precision.kv_bits, self.query.parallelism.tp
-        )
+        precision = self.precision
+        return Widths(precision.weight_bits, precision.activation_bits, precision.kv_bits, self.parallelism.tp)
 
     @property
     def head_widths(self) -> Widths:
         """Widths of embedding and head."""
-        full = max(FULL_BITS, self.query.precision.weight_bits)
-        return Widths(full, full, full, self.query.parallelism.tp)
-
-    def key(self, stage: Stage) -> Hashable:
-        """Return what the operators of a stage depend on."""
-        query = self.query
-        parts = self.kv if stage == "decode" else self.encoder if stage == "encode" else self.decoder
-        layers = tuple(part.structure for part in parts) if stage != "adapt" else ()
-        return stage, query.engine.pricing, query.precision, query.parallelism, layers
+        full = max(FULL_BITS, self.precision.weight_bits)
+        return Widths(full, full, full, self.parallelism.tp)
 
     def n_works(self, stage: Stage) -> int:
         """Return how many segments or cache entries a stage has."""
         return {"encode": len(self.encoder), "prefill": len(self.decoder), "decode": len(self.kv)}.get(stage, 0)
+
+    def table(self, stage: Stage) -> OperatorTable:
+        """Return the operators of a stage as a table; structures that differ in shares alone have it in common."""
+        return remember(
+            self.tables, stage, lambda: remember(self.model.cache, self._key(stage), lambda: compiled(self, stage))
+        )
+
+    def _key(self, stage: Stage) -> Hashable:
+        parts: tuple[Segment, ...] | tuple[KVEntry, ...] = {"encode": self.encoder, "adapt": ()}.get(stage, self.decoder)
+        layers = tuple(part.structure for part in parts)
+        cached = tuple(entry.structure for entry in self.kv) if stage == "decode" else ()
+        return stage, self.pricing, self.precision, self.parallelism, layers, cached
 
 
 Part = TypeVar("Part", Segment, KVEntry)
@@ -127,7 +162,7 @@ def _labels(segments: Sequence[Segment], stage: str) -> list[str]:
 
 def encode(structure: Structure, sums: Sums) -> list[Operator]:
     """List the operators of the vision encoder."""
-    vision, widths = structure.query.model.vision, structure.encoder_widths
+    vision, widths = structure.model.vision, structure.encoder_widths
     if vision is None:
         return []
     common = {"passes": sums.passes, "widths": widths}
@@ -157,7 +192,7 @@ def adapt(structure: Structure, sums: Sums) -> list[Operator]:
 
     With tensor parallelism a pair of layers is split by columns and then by rows, and summed; other chains are copied.
     """
-    adapter, widths = structure.query.model.adapter, structure.encoder_widths
+    adapter, widths = structure.model.adapter, structure.encoder_widths
     if adapter is None:
         return []
     common = {"passes": sums.passes, "widths": widths}
@@ -207,7 +242,7 @@ def decode(structure: Structure, sums: Sums) -> list[Operator]:
 
 def _ends(structure: Structure, sums: Sums, stage: str) -> list[Operator]:
     """List embedding, last norm, head and sampling."""
-    decoder, widths = structure.query.model.decoder, structure.head_widths
+    decoder, widths = structure.model.decoder, structure.head_widths
     common = {"passes": sums.passes, "widths": widths}
     vocabulary = decoder.vocabulary / widths.tp
     operators = [
@@ -226,7 +261,7 @@ def _ends(structure: Structure, sums: Sums, stage: str) -> list[Operator]:
 
 def _equation_3(structure: Structure, sums: Sums) -> list[Operator]:
     flops = sum((o.flops * o.repeats for o in encode(structure, sums)), start=0.0 * sums.rows)
-    return [equations.encode_operator(flops)] if structure.query.model.vision else []
+    return [equations.encode_operator(flops)] if structure.model.vision else []
 
 
 def _no_adapter(structure: Structure, sums: Sums) -> list[Operator]:
@@ -246,7 +281,7 @@ def _equation_4(structure: Structure, sums: Sums) -> list[Operator]:
 def _equation_6(structure: Structure, sums: Sums) -> list[Operator]:
     widths = structure.linear_widths
     weights = equations.weights_operator(
-        structure.query.model.decoder, sums, weight_bits=widths.weight_bits, n_devices=widths.tp
+        structure.model.decoder, sums, weight_bits=widths.weight_bits, n_devices=widths.tp
     )
     entries = zip(structure.kv, sums.works, strict=True)
     return [weights, *(equations.cache_operator(entry, work, n_devices=widths.tp) for entry, work in entries)]
@@ -270,12 +305,7 @@ def operators(query: Query, stage: Stage, sums: Sums) -> list[Operator]:
     return LISTERS[query.engine.pricing, stage](Structure.of(query), sums)
 
 
-def table(structure: Structure, stage: Stage) -> OperatorTable:
-    """Return the operators of a stage as a table, from the model's cache when it was made before."""
-    cache, key = structure.query.model.cache, structure.key(stage)
-    found = cache.get(key)
-    if found is None:
-        sums = unit_sums(structure.n_works(stage))
-        listed = LISTERS[structure.query.engine.pricing, stage](structure, sums)
-        found = cache[key] = OperatorTable.of(listed, len(sums.flat()))
-    return found
+def compiled(structure: Structure, stage: Stage) -> OperatorTable:
+    """Return the operators of a stage as a table of coefficients: its lister evaluated on unit vectors."""
+    sums = unit_sums(structure.n_works(stage))
+    return OperatorTable.of(LISTERS[structure.pricing, stage](structure, sums), len(sums.flat()))

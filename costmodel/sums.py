@@ -34,15 +34,16 @@ class Points:
     @staticmethod
     def of(points: list[Sums], counts: tuple[Quantity, ...]) -> Points:
         """Return the points as one array; where sums are arrays, each is a block of points."""
-        columns = [np.broadcast_arrays(*point.flat()) for point in points] if _any_array(points) else [
-            point.flat() for point in points
-        ]
-        blocks = np.array(columns, dtype=float)
-        return Points(np.moveaxis(blocks, 0, 1).reshape(blocks.shape[1], -1), counts)
-
-
-def _any_array(points: list[Sums]) -> bool:
-    return any(np.ndim(value) for point in points for value in point.flat())
+        flat = [point.flat() for point in points]
+        sizes = [value.size for values in flat for value in values if isinstance(value, np.ndarray)]
+        if not sizes:
+            return Points(np.array(flat, dtype=float).T, counts)
+        n_points = max(sizes)
+        sums = np.empty((len(flat[0]), len(flat), n_points))
+        for column, values in enumerate(flat):
+            for row, value in enumerate(values):
+                sums[row, column] = value
+        return Points(sums.reshape(len(flat[0]), -1), counts)
 
 
 def encode_points(query: Query, structure: Structure, turn: Turn) -> Points:

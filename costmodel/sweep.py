@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -12,10 +12,14 @@ from costmodel.media import MediaTotals
 from costmodel.operators import Operator
 from costmodel.query import KVEntry, Overhead, Query, Segment, Turn
 
-BLOCK: Final = 4096
+BLOCK: Final = 8192
 """Points evaluated at once."""
-_STATE = (Query, MediaTotals, Turn, Segment, KVEntry, Overhead, Operator)
 State = TypeVar("State")
+QUANTITIES: Final[dict[type, tuple[str, ...]]] = {
+    kind: tuple(f.name for f in fields(kind) if "Quantity" in str(f.type) or str(f.type).startswith(("tuple", "Media")))
+    for kind in (Query, MediaTotals, Turn, Segment, KVEntry, Overhead, Operator)
+}
+"""The fields of the state of a query that may hold arrays."""
 
 
 def arrays(value: object) -> Iterator[np.ndarray[Any, Any]]:
@@ -25,9 +29,11 @@ def arrays(value: object) -> Iterator[np.ndarray[Any, Any]]:
     elif isinstance(value, tuple):
         for part in value:
             yield from arrays(part)
-    elif isinstance(value, _STATE) and is_dataclass(value):
-        for field in fields(value):
-            yield from arrays(getattr(value, field.name))
+    else:
+        for name in QUANTITIES.get(type(value), ()):
+            held = getattr(value, name)
+            if type(held) is not float:
+                yield from arrays(held)
 
 
 def mapped(value: State, change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> State:
@@ -37,11 +43,10 @@ def mapped(value: State, change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any
     if isinstance(value, tuple):
         parts = tuple(mapped(part, change) for part in value)
         return value if all(a is b for a, b in zip(parts, value, strict=True)) else parts  # type: ignore[return-value]
-    if not (isinstance(value, _STATE) and is_dataclass(value)):
-        return value
-    new = {field.name: mapped(getattr(value, field.name), change) for field in fields(value)}
-    changed = {name: part for name, part in new.items() if part is not getattr(value, name)}
-    return replace(value, **changed) if changed else value
+    held = {name: getattr(value, name) for name in QUANTITIES.get(type(value), ())}
+    new = {name: mapped(part, change) for name, part in held.items() if type(part) is not float}
+    changed = {name: part for name, part in new.items() if part is not held[name]}
+    return replace(value, **changed) if changed else value  # type: ignore[type-var]
 
 
 def shape_of(query: Query) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ whole image, or over one frame pair of a video. Windows at the right and lower e
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from costmodel.base import Foreign
@@ -139,6 +139,12 @@ class NativeResolution:
         per_token = self.merge**2
         window_pairs = per_token * per_token * self.window**2
         return MediaCost(per_token, per_token, 0, window_pairs, 1, 0, per_token, self._unit_side**2)
+
+    def with_pixel_limits(self, least: int, most: int) -> NativeResolution:
+        """Return the rule with other limits of an image's and a frame's area [pixels]."""
+        return replace(
+            self, min_pixels=least, max_pixels=most, video_min_pixels=least, video_max_pixels=most
+        )
 
     def _grid(self, width: int, height: int, least: int, most: int) -> tuple[int, int]:
         """Return the merged patches along each side."""
