@@ -20,13 +20,13 @@ Value = TypeVar("Value")
 class Frozen(BaseModel):
     """A value read from our own files or a user's TOML: immutable, and no key is ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class Foreign(BaseModel):
     """A value read from somebody else's file: immutable; keys we do not use are ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), defer_build=True)
 
 
 def _freeze(mapping: Mapping[str, Value]) -> Mapping[str, Value]:

@@ -1,8 +1,7 @@
 """The blocks of a transformer as operators: each formula once.
 
 Every function is linear in its work arguments (`rows`, `pairs`, `keys`, …), so it takes numbers, arrays, or the unit
-vectors from which `OperatorTable` is compiled. A multiply-add counts as two FLOPs. `passes` is how often weights are
-read: once a forward pass.
+vectors from which `OperatorTable` is compiled. A multiply-add counts as two FLOPs.
 """
 
 from __future__ import annotations
@@ -88,16 +87,26 @@ class Work:
     keys: Quantity
 
 
-def gemm(
-    name: str,
-    rows: Quantity,
-    *,
-    d_in: float,
-    d_out: float,
-    passes: Quantity,
-    widths: Widths,
-    repeats: int = 1,
-) -> Operator:
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """How an operator runs.
+
+    Parameters
+    ----------
+    passes : float or ndarray
+        Forward passes: times the weights are read and the kernel is started.
+    widths : Widths
+        Precision of each operand, and devices that share it.
+    repeats : int
+        Layers that run it.
+    """
+
+    passes: Quantity
+    widths: Widths
+    repeats: int = 1
+
+
+def gemm(name: str, rows: Quantity, *, d_in: float, d_out: float, run: Run) -> Operator:
     """Return a dense matrix product.
 
     Parameters
@@ -105,15 +114,11 @@ def gemm(
     name : str
         What it is called in tables.
     rows : float or ndarray
-        Rows of the input.
+        Rows of the input, over all passes.
     d_in, d_out : float
         Shape of the weight on one device.
-    passes : float or ndarray
-        Times the weight is read.
-    widths : Widths
-        Precision of each operand.
-    repeats : int
-        Layers that run it.
+    run : Run
+        Passes, precisions and repeats.
 
     Returns
     -------
@@ -124,27 +129,26 @@ def gemm(
     ----------
     .. [1] S. Williams, A. Waterman, D. Patterson, "Roofline", Commun. ACM 52(4), 2009.
     """
+    widths = run.widths
     return Operator(
         name,
         Kind.GEMM,
-        repeats,
+        run.repeats,
         flops=rows * (2.0 * d_in * d_out),
-        weight_bytes=passes * (d_in * d_out * weight_bytes_each(widths.weight_bits)),
+        weight_bytes=run.passes * (d_in * d_out * weight_bytes_each(widths.weight_bits)),
         activation_bytes=rows * (d_in * widths.input_bytes + d_out * widths.state_bytes),
-        launches=passes,
+        launches=run.passes,
         bits=widths.math_bits,
     )
 
 
-def elementwise(
-    name: str, rows: Quantity, *, numbers: float, passes: Quantity, widths: Widths, repeats: int = 1
-) -> Operator:
+def elementwise(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operator:
     """Return a memory-bound operator that reads and writes `numbers` values a row [bytes]."""
-    traffic = rows * (numbers * widths.state_bytes)
-    return Operator(name, Kind.ELEMENTWISE, repeats, activation_bytes=traffic, launches=passes)
+    traffic = rows * (numbers * run.widths.state_bytes)
+    return Operator(name, Kind.ELEMENTWISE, run.repeats, activation_bytes=traffic, launches=run.passes)
 
 
-def attention(name: str, work: Work, spec: AttentionSpec, *, kind: Kind, widths: Widths, repeats: int) -> Operator:
+def attention(name: str, work: Work, spec: AttentionSpec, *, kind: Kind, run: Run) -> Operator:
     """Return fused attention: scores, softmax and weighted sum without the score matrix in memory.
 
     Parameters
@@ -152,7 +156,7 @@ def attention(name: str, work: Work, spec: AttentionSpec, *, kind: Kind, widths:
     work : Work
         Its pairs are computed, its rows read as queries and written as outputs, its keys read from the cache.
     spec : AttentionSpec
-        Heads; those of one device are the whole over `widths.tp`, key/value heads at least one.
+        Heads; those of one device are the whole over its devices, key/value heads at least one.
     kind : Kind
         Prefill, decode or encoder attention.
 
@@ -165,24 +169,25 @@ def attention(name: str, work: Work, spec: AttentionSpec, *, kind: Kind, widths:
     ----------
     .. [1] T. Dao et al., "FlashAttention", NeurIPS 2022.
     """
+    widths = run.widths
     q_width = spec.q_width / widths.tp
     kv_bytes = 2 * kv_width_on_device(spec, widths.tp) * kv_bytes_each(widths.kv_bits)
     return Operator(
         name,
         kind,
-        repeats,
+        run.repeats,
         flops=work.pairs * (4.0 * q_width),
         activation_bytes=work.rows * (2 * q_width * widths.state_bytes),
         kv_bytes=work.keys * kv_bytes,
-        launches=work.passes,
+        launches=run.passes,
         bits=max(16, widths.math_bits),
     )
 
 
-def score_matrix(name: str, work: Work, spec: AttentionSpec, *, widths: Widths, repeats: int) -> Operator:
+def score_matrix(name: str, work: Work, spec: AttentionSpec, *, run: Run) -> Operator:
     """Return the traffic of a score matrix kept in memory: written, read and written by softmax, read again [bytes]."""
-    traffic = work.pairs * (4 * spec.heads / widths.tp * widths.state_bytes)
-    return Operator(name, Kind.ELEMENTWISE, repeats, activation_bytes=traffic, launches=2 * work.passes)
+    traffic = work.pairs * (4 * spec.heads / run.widths.tp * run.widths.state_bytes)
+    return Operator(name, Kind.ELEMENTWISE, run.repeats, activation_bytes=traffic, launches=2 * run.passes)
 
 
 def kv_width_on_device(spec: AttentionSpec, tp: int) -> float:
@@ -190,25 +195,24 @@ def kv_width_on_device(spec: AttentionSpec, tp: int) -> float:
     return max(spec.kv_heads / tp, 1.0) * spec.head_dim
 
 
-def rotary_and_cache(
-    name: str, rows: Quantity, spec: AttentionSpec, *, passes: Quantity, widths: Widths, repeats: int, caches: bool
-) -> Operator:
+def rotary_and_cache(name: str, rows: Quantity, spec: AttentionSpec, *, run: Run, caches: bool) -> Operator:
     """Return the rotation of queries and keys, and the write of keys and values into the cache [bytes]."""
+    widths = run.widths
     kv_width = kv_width_on_device(spec, widths.tp)
     rotated = 2 * (spec.q_width / widths.tp + kv_width) * spec.rotary + kv_width * caches
     written = 2 * kv_width * kv_bytes_each(widths.kv_bits) * caches
     return Operator(
         name,
         Kind.ELEMENTWISE,
-        repeats,
+        run.repeats,
         activation_bytes=rows * (rotated * widths.state_bytes),
         kv_bytes=rows * written,
-        launches=passes,
+        launches=run.passes,
     )
 
 
-def all_reduce(name: str, rows: Quantity, *, numbers: float, passes: Quantity, widths: Widths, repeats: int) -> Operator:
-    """Return a ring all-reduce over `widths.tp` devices.
+def all_reduce(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operator:
+    """Return a ring all-reduce of `numbers` values a row over all devices.
 
     Returns
     -------
@@ -219,62 +223,60 @@ def all_reduce(name: str, rows: Quantity, *, numbers: float, passes: Quantity, w
     ----------
     .. [1] P. Patarasuk, X. Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", JPDC 2009.
     """
-    share = 2 * (widths.tp - 1) / widths.tp
-    sent = rows * (numbers * widths.state_bytes * share)
-    return Operator(name, Kind.COLLECTIVE, repeats, link_bytes=sent, messages=passes, launches=passes)
+    return _collective(name, rows * numbers, sent=2.0, run=run)
 
 
-def all_gather(name: str, rows: Quantity, *, numbers: float, passes: Quantity, widths: Widths) -> Operator:
-    """Return an all-gather of `numbers` values a row, of which each device holds its share [bytes]."""
-    share = (widths.tp - 1) / widths.tp
-    sent = rows * (numbers * widths.state_bytes * share)
-    return Operator(name, Kind.COLLECTIVE, 1, link_bytes=sent, messages=passes, launches=passes)
+def all_gather(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operator:
+    """Return an all-gather of `numbers` values a row, of which each device holds its share: half an all-reduce."""
+    return _collective(name, rows * numbers, sent=1.0, run=run)
 
 
-def feed_forward(
-    prefix: str, rows: Quantity, spec: MlpSpec, *, width: int, passes: Quantity, widths: Widths, repeats: int
-) -> list[Operator]:
+def _collective(name: str, numbers: Quantity, *, sent: float, run: Run) -> Operator:
+    n_devices = run.widths.tp
+    link_bytes = numbers * (run.widths.state_bytes * sent * (n_devices - 1) / n_devices)
+    return Operator(name, Kind.COLLECTIVE, run.repeats, link_bytes=link_bytes, messages=run.passes, launches=run.passes)
+
+
+def feed_forward(prefix: str, rows: Quantity, spec: MlpSpec, *, width: int, run: Run) -> list[Operator]:
     """Return a dense feed-forward block: up (and gate), activation, down."""
-    hidden = spec.hidden / widths.tp
+    hidden = spec.hidden / run.widths.tp
     up = hidden * (2 if spec.gated else 1)
-    common = {"passes": passes, "widths": widths, "repeats": repeats}
     return [
-        gemm(f"{prefix}.up", rows, d_in=width, d_out=up, **common),
-        elementwise(f"{prefix}.activation", rows, numbers=up + hidden, **common),
-        gemm(f"{prefix}.down", rows, d_in=hidden, d_out=width, **common),
+        gemm(f"{prefix}.up", rows, d_in=width, d_out=up, run=run),
+        elementwise(f"{prefix}.activation", rows, numbers=up + hidden, run=run),
+        gemm(f"{prefix}.down", rows, d_in=hidden, d_out=width, run=run),
     ]
 
 
-def layer(
-    prefix: str, spec: LayerSpec, *, passes: Quantity, rows: Quantity, widths: Widths, repeats: int, caches: bool
-) -> list[Operator]:
+def layer(prefix: str, rows: Quantity, spec: LayerSpec, *, run: Run, caches: bool) -> list[Operator]:
     """Return one transformer layer but for its attention: norms, projections, feed-forward, sums over devices.
 
     Each norm is fused with the residual addition before it: two values read, two written.
     """
-    mixer, width = spec.mixer, spec.width
-    common = {"passes": passes, "widths": widths, "repeats": repeats}
-    qkv = mixer.q_width / widths.tp + 2 * kv_width_on_device(mixer, widths.tp)
+    mixer, width, tp = spec.mixer, spec.width, run.widths.tp
+    qkv = mixer.q_width / tp + 2 * kv_width_on_device(mixer, tp)
     operators = [
-        elementwise(f"{prefix}.norm_attention", rows, numbers=4 * width, **common),
-        gemm(f"{prefix}.qkv", rows, d_in=width, d_out=qkv, **common),
-        gemm(f"{prefix}.out", rows, d_in=mixer.q_width / widths.tp, d_out=width, **common),
-        elementwise(f"{prefix}.norm_ffn", rows, numbers=4 * width, **common),
-        *feed_forward(prefix, rows, spec.ffn, width=width, **common),
+        elementwise(f"{prefix}.norm_attention", rows, numbers=4 * width, run=run),
+        gemm(f"{prefix}.qkv", rows, d_in=width, d_out=qkv, run=run),
+        gemm(f"{prefix}.out", rows, d_in=mixer.q_width / tp, d_out=width, run=run),
+        elementwise(f"{prefix}.norm_ffn", rows, numbers=4 * width, run=run),
+        *feed_forward(prefix, rows, spec.ffn, width=width, run=run),
     ]
     if mixer.rotary or caches:
-        operators.append(rotary_and_cache(f"{prefix}.rotary", rows, mixer, caches=caches, **common))
-    if widths.tp > 1:
+        operators.append(rotary_and_cache(f"{prefix}.rotary", rows, mixer, run=run, caches=caches))
+    if tp > 1:
         operators += [
-            all_reduce(f"{prefix}.all_reduce_attention", rows, numbers=width, **common),
-            all_reduce(f"{prefix}.all_reduce_ffn", rows, numbers=width, **common),
+            all_reduce(f"{prefix}.all_reduce_attention", rows, numbers=width, run=run),
+            all_reduce(f"{prefix}.all_reduce_ffn", rows, numbers=width, run=run),
         ]
     return operators
 
 
-def attend(prefix: str, work: Work, spec: AttentionSpec, *, kind: Kind, widths: Widths, repeats: int, eager: bool = False) -> list[Operator]:
+def attend(
+    prefix: str, work: Work, spec: AttentionSpec, *, kind: Kind, run: Run, eager: bool = False
+) -> list[Operator]:
     """Return the attention of a layer; eager attention keeps its score matrix in memory."""
-    operators = [attention(f"{prefix}.attention", work, spec, kind=kind, widths=widths, repeats=repeats)]
+    operators = [attention(f"{prefix}.attention", work, spec, kind=kind, run=run)]
     if eager:
-        operators.append(score_matrix(f"{prefix}.scores", work, spec, widths=widths, repeats=repeats))
+        operators.append(score_matrix(f"{prefix}.scores", work, spec, run=run))
     return operators

@@ -6,7 +6,6 @@ import functools
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ MAX_CONFIG_BYTES = 16_000_000
 @functools.cache
 def load_model_files() -> Mapping[str, str]:
     """Return the text of every config of the catalogue by name."""
+    from importlib import resources  # slow to import, and needed once
+
     folder = resources.files("costmodel") / "model_configs"
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".json")), key=lambda f: f.name)
     return {f.name.removesuffix(".json"): f.read_text(encoding="utf-8") for f in files}
@@ -145,7 +146,7 @@ def _is_hub_id(text: str) -> bool:
 def _hub_folder(hub_id: str) -> Path:
     """Download the config files of a hub repository and return their folder."""
     try:
-        from huggingface_hub import snapshot_download  # noqa: PLC0415 - optional
+        from huggingface_hub import snapshot_download
     except ModuleNotFoundError:
         raise ValueError(
             f"{hub_id!r} looks like a hub id; install huggingface_hub to fetch it, or download its config.json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import tomllib
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from typing import Annotated, Literal
 
 import numpy as np
@@ -112,8 +111,8 @@ class EngineProfile(Frozen):
     compute_power_fraction: Share
     memory_power_fraction: Share
     carbon_g_per_j: NotNegative
-    efficiency: FrozenMap[KindEfficiency] = {}
-    preprocessing: Preprocessing = Preprocessing()
+    efficiency: FrozenMap[KindEfficiency] = Field(default_factory=dict, validate_default=True)
+    preprocessing: Preprocessing = Field(default_factory=Preprocessing)
     sources: tuple[Source, ...]
 
     @model_validator(mode="after")
@@ -149,22 +148,25 @@ class EngineProfile(Frozen):
     @functools.cached_property
     def spread(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Low and high of every kind and of preprocessing; None unless all are stated."""
-        rows = [*(self.kind(kind) for kind in Kind), self.preprocessing]
+        rows: list[KindEfficiency | Preprocessing] = [*(self.kind(kind) for kind in Kind), self.preprocessing]
         low = tuple(row.low for row in rows if row.low is not None)
         high = tuple(row.high for row in rows if row.high is not None)
         return (low, high) if len(low) == len(high) == len(rows) else None
 
     def kind(self, kind: Kind) -> KindEfficiency:
         """Return how operators of a kind use a device: as the datasheet says unless the file says otherwise."""
-        return self.efficiency.get(kind.label, IDEAL)
+        return self.efficiency.get(kind.label, self._ideal)
 
-
-IDEAL = KindEfficiency()
+    @functools.cached_property
+    def _ideal(self) -> KindEfficiency:
+        return KindEfficiency()
 
 
 @functools.cache
 def load_engine_texts() -> Mapping[str, str]:
     """Return the text of every engine file by name."""
+    from importlib import resources  # slow to import, and needed once
+
     folder = resources.files("costmodel") / "engines"
     files = [f for f in folder.iterdir() if f.name.endswith(".toml")]
     return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in sorted(files, key=lambda f: f.name)}

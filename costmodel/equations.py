@@ -28,14 +28,14 @@ def encode_s(flops: Quantity, peak_flops_per_s: float) -> Quantity:
     return flops / peak_flops_per_s
 
 
-def kv_bytes(
-    *, n_layers: int, tokens: Quantity, width: int, kv_ratio: float, bytes_each: float = 2.0
-) -> Quantity:
+def kv_bytes(*, n_layers: int, tokens: Quantity, width: int, kv_ratio: float, bytes_each: float = 2.0) -> Quantity:
     """Return Eq. 5 (and the KV of Eq. 4): keys and values of this many tokens [bytes]."""
     return 2.0 * n_layers * tokens * width * kv_ratio * bytes_each
 
 
-def decode_s(weight_bytes: Quantity, cache_bytes: Quantity, bandwidth_bytes_per_s: float, n_devices: int = 1) -> Quantity:
+def decode_s(
+    weight_bytes: Quantity, cache_bytes: Quantity, bandwidth_bytes_per_s: float, n_devices: int = 1
+) -> Quantity:
     """Return Eq. 6: weights and cache through the memory of all devices [s]."""
     return (weight_bytes + cache_bytes) / (bandwidth_bytes_per_s * n_devices)
 

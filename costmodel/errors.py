@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from pydantic import ValidationError
@@ -21,7 +20,7 @@ class Unsupported(ValueError):
     """A valid input whose cost is not modelled; never a silent zero."""
 
 
-class DoesNotFit(Exception):  # noqa: N818 - the public name is fixed by the interface
+class DoesNotFit(Exception):
     """Something needs more memory than there is.
 
     Parameters
@@ -36,11 +35,15 @@ class DoesNotFit(Exception):  # noqa: N818 - the public name is fixed by the int
         self.required_bytes = required_bytes
         self.available_bytes = available_bytes
         need, have = required_bytes / 1e9, available_bytes / 1e9
-        super().__init__(f"{what} needs {need:.1f} GB and {have:.1f} GB are usable; use more GPUs, fewer bits or a smaller batch")
+        super().__init__(
+            f"{what} needs {need:.1f} GB and {have:.1f} GB are usable; use more GPUs, fewer bits or a smaller batch"
+        )
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> LookupError:
     """Return the error for a name that nobody knows, with the nearest known ones."""
+    import difflib  # needed for errors alone
+
     names = sorted(known)
     near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"

@@ -17,6 +17,7 @@ from costmodel.roofline import PricedTable, operator_s, priced
 from costmodel.stages import Structure
 from costmodel.sums import Points, adapt_points, decode_points, decode_steps, encode_points, prefill_points
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TurnTimes:
     """Times of one turn [s]; `decode_step_s` is the mean step."""

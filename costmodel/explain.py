@@ -27,18 +27,22 @@ SPENT: Final = {
 
 
 def explain(prediction: Prediction) -> list[str]:
-    """Return why, one line a finding: each stage that takes time, then the bottlenecks of TTFT and of TPOT, then memory."""
+    """Return why, one line a finding: each stage that takes time, what leads TTFT, what fills memory."""
     stages = prediction.stages
     lines = [_stage_line(prediction, name, stage) for name, stage in stages.items() if stage.time_s > 0]
-    return [*lines, _first_token_line(prediction), _memory_line(prediction)]
+    return [*lines, _first_token_line(prediction), _memory_line(prediction), *_position_lines(prediction)]
 
 
 def _stage_line(prediction: Prediction, name: str, stage: StageCost) -> str:
     head = f"{name}: {SPENT[stage.bound]} for {stage.share(stage.bound):.0%} of its time"
     if name == "preprocess":
         cost = prediction.query.engine.preprocessing
-        return f"{head}; decoding and resizing pictures on {cost.workers} core(s); fewer pixels or a faster processor help"
-    dearest = ", ".join(f"{o.name.partition('.')[2]} {o.time_s / stage.time_s:.0%}" for o in stage.operators[:N_DEAREST])
+        return (
+            f"{head}; decoding and resizing pictures on {cost.workers} core(s); fewer pixels or a faster processor help"
+        )
+    dearest = ", ".join(
+        f"{o.name.partition('.')[2]} {o.time_s / stage.time_s:.0%}" for o in stage.operators[:N_DEAREST]
+    )
     return f"{head}; dearest: {dearest}; {_what_moves(prediction, name, stage)}"
 
 
@@ -46,12 +50,19 @@ def _what_moves(prediction: Prediction, name: str, stage: StageCost) -> str:
     """Say what would make another roof bind."""
     contested = [o for o in stage.operators if o.flops]
     compute, memory = sum(o.compute_s for o in contested), sum(o.memory_s for o in contested)
+    if not (compute and memory):
+        return "the engine's equations price no other roof here"
     if stage.bound == "compute":
-        return f"memory would bind with {_factor(compute / memory)} the FLOP/s, or {_fewer(prediction, name, contested)}"
-    if stage.bound == "memory" and compute:
-        return f"compute would bind with {_factor(memory / compute)} the bandwidth, or {_more(prediction, name, contested)}"
+        return (
+            f"memory would bind with {_factor(compute / memory)} the FLOP/s, or {_fewer(prediction, name, contested)}"
+        )
+    if stage.bound == "memory":
+        rows = _more(prediction, name, contested)
+        return f"compute would bind with {_factor(memory / compute)} the bandwidth, or {rows}"
     if stage.bound == "start":
-        return f"work would bind with {_factor(_start_over_work(stage))} the rows in a pass, or fewer and larger kernels"
+        return (
+            f"work would bind with {_factor(_start_over_work(stage))} the rows in a pass, or fewer and larger kernels"
+        )
     if stage.bound == "link":
         return "memory would bind with a faster link or fewer devices"
     return "a faster host, or its work overlapped with the device's, would help"
@@ -110,8 +121,20 @@ def _first_token_line(prediction: Prediction) -> str:
 def _memory_line(prediction: Prediction) -> str:
     memory, batch = prediction.memory, prediction.max_batch
     largest = max(
-        ("weights", memory.weights_bytes), ("KV cache", memory.kv_bytes), ("activations", memory.activation_bytes),
+        ("weights", memory.weights_bytes),
+        ("KV cache", memory.kv_bytes),
+        ("activations", memory.activation_bytes),
         key=lambda part: part[1],
     )
     used = memory.peak_bytes / memory.usable_bytes
-    return f"memory: {used:.0%} of what the engine may use, most of it {largest[0]}; at most {batch:,} such requests fit together"
+    fit = f"at most {batch:,} such requests fit together"
+    return f"memory: {used:.0%} of what the engine may use, most of it {largest[0]}; {fit}"
+
+
+def _position_lines(prediction: Prediction) -> list[str]:
+    """Say when the request is longer than the model was trained for."""
+    positions = prediction.query.model.decoder.max_positions
+    length = prediction.tokens["prompt"] + round(float(prediction.query.turns[0].output_tokens))
+    if not positions or length <= positions:
+        return []
+    return [f"note: prompt and answer are {length:,} tokens, beyond the {positions:,} positions of the model's config"]

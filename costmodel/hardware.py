@@ -6,7 +6,6 @@ import functools
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -143,13 +142,17 @@ class HardwareProfile(Frozen):
         able = [link for link in self.links if link.devices >= devices]
         if not able:
             most = max((link.devices for link in self.links), default=1)
-            raise Unsupported(f"tp={devices} has no link on {self.name}, whose node joins {most}; use tp={most} or less")
+            raise Unsupported(
+                f"tp={devices} has no link on {self.name}, whose node joins {most}; use tp={most} or less"
+            )
         return max(able, key=lambda link: link.bandwidth_bytes_per_s)
 
 
 @functools.cache
 def load_catalogue() -> Mapping[str, str]:
     """Return the text of every device file of the catalogue by name."""
+    from importlib import resources  # slow to import, and needed once
+
     folder = resources.files("hardware_profiles")
     files = [f for f in folder.iterdir() if f.name.endswith(".toml")]
     return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in sorted(files, key=lambda f: f.name)}

@@ -74,7 +74,7 @@ def memory(query: Query, hardware: HardwareProfile, structure: Structure | None 
 
 
 def weights_bytes(structure: Structure) -> float:
-    """Return the weights on one device: linear layers at their width, everything else at no less than 16 bits [bytes]."""
+    """Return the weights on one device: linear layers at their width, the rest at no less than 16 bits [bytes]."""
     return remember(structure.tables, "weights", lambda: _weights_bytes(structure))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, Protocol
 
 from costmodel.memo import Cache, remember
@@ -177,8 +178,7 @@ class AdapterSpec:
     @property
     def parameters(self) -> int:
         """Parameters of the adapter."""
-        pairs = zip(self.widths[:-1], self.widths[1:], strict=True)
-        return self.norm_parameters + sum((d_in + self.bias) * d_out for d_in, d_out in pairs)
+        return self.norm_parameters + sum((d_in + self.bias) * d_out for d_in, d_out in pairwise(self.widths))
 
 
 @dataclass(frozen=True, slots=True)

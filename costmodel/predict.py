@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from costmodel.bands import band_s
 from costmodel.base import Array, Quantity
 from costmodel.catalogue import load_model
 from costmodel.counts import tokens
@@ -20,7 +21,6 @@ from costmodel.hardware import HardwareProfile, load_hardware
 from costmodel.memory import Memory, max_batch, memory
 from costmodel.models import ModelSpec
 from costmodel.query import STAGES, Parallelism, Precision, Query, build_query
-from costmodel.bands import band_s
 from costmodel.stage_cost import StageCost, host_stage, stage_cost
 from costmodel.sweep import blocks, shape_of
 from costmodel.techniques import Technique, compose
@@ -91,11 +91,11 @@ def evaluate(query: Query, hardware: HardwareProfile) -> Prediction:
     """Predict a query that was built, and perhaps edited, before."""
     shape = shape_of(query)
     if shape:
-        ttft, tpot, total = _sweep(query, hardware, shape)
-        return Prediction(query, hardware, ttft, tpot, total)
+        return Prediction(query, hardware, *_sweep(query, hardware, shape))
     evaluator = Evaluator.of(query, hardware)
     turns = tuple(evaluator.turn(turn) for turn in query.turns)
-    return Prediction(query, hardware, *map(float, _headline(query, turns)), turns, evaluator)
+    ttft, tpot, total = map(float, _headline(query, turns))
+    return Prediction(query, hardware, ttft, tpot, total, turns, evaluator)
 
 
 def _headline(query: Query, times: Iterable[TurnTimes]) -> tuple[Quantity, Quantity, Quantity]:
@@ -241,12 +241,12 @@ class Prediction:
 
     def why(self) -> list[str]:
         """Return why it costs that, one line a finding: see `costmodel.explain`."""
-        from costmodel.explain import explain  # noqa: PLC0415 - explain reads predictions
+        from costmodel.explain import explain
 
         return explain(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything under the names of the JSON interface."""
-        from costmodel.report import prediction_dict  # noqa: PLC0415 - report reads predictions
+        from costmodel.report import prediction_dict
 
         return prediction_dict(self)

@@ -6,7 +6,7 @@ Structure (how the layers of a tower split into segments, which cache entries th
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -54,10 +54,8 @@ class Precision:
             if value not in BITS:
                 raise ValueError(f"Precision.{name}={value!r} must be one of {', '.join(map(str, BITS))}")
         if self.activation_bits < self.weight_bits and self.activation_bits != 16:  # noqa: PLR2004
-            raise Unsupported(
-                f"Precision.activation_bits={self.activation_bits} below weight_bits={self.weight_bits} is not modelled;"
-                f" use activation_bits={self.weight_bits} or more"
-            )
+            bits = f"Precision.activation_bits={self.activation_bits} below weight_bits={self.weight_bits}"
+            raise Unsupported(f"{bits} is not modelled; use activation_bits={self.weight_bits} or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,9 @@ class Parallelism:
             if value is not None and (isinstance(value, bool) or value != int(value) or not 1 <= value <= 1024):  # noqa: PLR2004
                 raise ValueError(f"Parallelism.{field.name}={value!r} must be a whole number from 1 to 1024")
         if self.encoder_tp is not None and self.encoder_tp > self.tp:
-            raise ValueError(f"Parallelism.encoder_tp={self.encoder_tp} must not exceed tp={self.tp}, the devices there are")
+            raise ValueError(
+                f"Parallelism.encoder_tp={self.encoder_tp} must not exceed tp={self.tp}, the devices there are"
+            )
 
     @property
     def encoder(self) -> int:
@@ -287,6 +287,8 @@ def build_query(
     """
     if not (np.min(batch) >= 1 and np.max(batch) <= MAX_BATCH):
         raise ValueError(f"batch={batch!r} must be a number from 1 to 1000000")
+    parallelism = parallelism or Parallelism()
+    check_parallelism(model, parallelism)
     media = media_totals(model, workload)
     precision = precision or Precision()
     return Query(
@@ -299,9 +301,31 @@ def build_query(
         kv=cache_entries(model, precision.kv_bits),
         batch=batch,
         precision=precision,
-        parallelism=parallelism or Parallelism(),
+        parallelism=parallelism,
         visual_tokens=media.visual_tokens,
     )
+
+
+def check_parallelism(model: ModelSpec, parallelism: Parallelism) -> None:
+    """Refuse degrees that do not divide the heads of a tower, as engines do.
+
+    Raises
+    ------
+    ValueError
+        If one does not, naming those that do.
+    """
+    vision = model.vision.runs if model.vision else ()
+    towers = (("tp", parallelism.tp, model.decoder.runs), ("encoder_tp", parallelism.encoder, vision))
+    for name, degree, runs in towers:
+        if degree == 1:
+            continue
+        for run in runs:
+            heads = run.layer.mixer.heads
+            if heads % degree:
+                able = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+                raise ValueError(
+                    f"{name}={degree} does not divide the {heads} heads of {model.name}; use one of {able}"
+                )
 
 
 def encoder_segments(model: ModelSpec, engine: EngineProfile) -> tuple[Segment, ...]:

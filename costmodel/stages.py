@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Final, TypeVar
 
 import numpy as np
 
 from costmodel import equations
 from costmodel.base import Quantity
-from costmodel.blocks import Widths, Work, all_gather, all_reduce, attend, elementwise, gemm, layer
+from costmodel.blocks import Run, Widths, Work, all_gather, all_reduce, attend, elementwise, gemm, layer
 from costmodel.memo import Cache, remember
 from costmodel.models import LayerSpec, ModelSpec
 from costmodel.operators import Kind, Operator, OperatorTable
 from costmodel.query import KVEntry, Parallelism, Precision, Query, Segment, Stage
 
 DEVICE_STAGES: Final[tuple[Stage, ...]] = ("encode", "adapt", "prefill", "decode")
+N_PAIR = 3
+"""Widths along an adapter of two linear layers."""
 FULL_BITS = 16
 """Width of what is not quantised with the linear layers: vision tower, adapter, embedding, head."""
 
@@ -136,7 +139,9 @@ class Structure:
         )
 
     def _key(self, stage: Stage) -> Hashable:
-        parts: tuple[Segment, ...] | tuple[KVEntry, ...] = {"encode": self.encoder, "adapt": ()}.get(stage, self.decoder)
+        parts: tuple[Segment, ...] | tuple[KVEntry, ...] = {"encode": self.encoder, "adapt": ()}.get(
+            stage, self.decoder
+        )
         layers = tuple(part.structure for part in parts)
         cached = tuple(entry.structure for entry in self.kv) if stage == "decode" else ()
         return stage, self.pricing, self.precision, self.parallelism, layers, cached
@@ -165,12 +170,10 @@ def encode(structure: Structure, sums: Sums) -> list[Operator]:
     vision, widths = structure.model.vision, structure.encoder_widths
     if vision is None:
         return []
-    common = {"passes": sums.passes, "widths": widths}
-    operators = [
-        gemm("encode.patch_embedding", sums.rows, d_in=vision.patch_width, d_out=vision.width, **common),
-    ]
+    once = Run(sums.passes, widths)
+    operators = [gemm("encode.patch_embedding", sums.rows, d_in=vision.patch_width, d_out=vision.width, run=once)]
     if vision.positions:
-        operators.append(elementwise("encode.positions", sums.rows, numbers=3 * vision.width, **common))
+        operators.append(elementwise("encode.positions", sums.rows, numbers=3 * vision.width, run=once))
     labels = _labels(structure.encoder, "encode")
     for label, segment, work in zip(labels, structure.encoder, sums.works, strict=True):
         operators += _layers(label, segment, work, Kind.ENCODER_ATTENTION, widths)
@@ -178,12 +181,11 @@ def encode(structure: Structure, sums: Sums) -> list[Operator]:
 
 
 def _layers(label: str, segment: Segment, work: Work, kind: Kind, widths: Widths) -> list[Operator]:
-    repeats, spec = segment.n_layers, segment.layer
-    caches = kind != Kind.ENCODER_ATTENTION
+    run, spec = Run(work.passes, widths, segment.n_layers), segment.layer
     eager = segment.implementation == "eager"
     return [
-        *layer(label, spec, passes=work.passes, rows=work.rows, widths=widths, repeats=repeats, caches=caches),
-        *attend(label, work, spec.mixer, kind=kind, widths=widths, repeats=repeats, eager=eager),
+        *layer(label, work.rows, spec, run=run, caches=kind != Kind.ENCODER_ATTENTION),
+        *attend(label, work, spec.mixer, kind=kind, run=run, eager=eager),
     ]
 
 
@@ -195,18 +197,18 @@ def adapt(structure: Structure, sums: Sums) -> list[Operator]:
     adapter, widths = structure.model.adapter, structure.encoder_widths
     if adapter is None:
         return []
-    common = {"passes": sums.passes, "widths": widths}
+    run = Run(sums.passes, widths)
     operators = []
     if adapter.norm_width:
-        operators.append(elementwise("adapt.norm", sums.rows, numbers=2 * adapter.norm_width, **common))
-    split = widths.tp if len(adapter.widths) == 3 else 1  # noqa: PLR2004 - two layers
+        operators.append(elementwise("adapt.norm", sums.rows, numbers=2 * adapter.norm_width, run=run))
+    split = widths.tp if len(adapter.widths) == N_PAIR else 1
     shares = [w / split if 0 < i < len(adapter.widths) - 1 else float(w) for i, w in enumerate(adapter.widths)]
-    for i, (d_in, d_out) in enumerate(zip(shares[:-1], shares[1:], strict=True)):
+    for i, (d_in, d_out) in enumerate(pairwise(shares)):
         if i:
-            operators.append(elementwise(f"adapt.activation{i}", sums.rows, numbers=2 * d_in, **common))
-        operators.append(gemm(f"adapt.linear{i + 1}", sums.rows, d_in=d_in, d_out=d_out, **common))
+            operators.append(elementwise(f"adapt.activation{i}", sums.rows, numbers=2 * d_in, run=run))
+        operators.append(gemm(f"adapt.linear{i + 1}", sums.rows, d_in=d_in, d_out=d_out, run=run))
     if split > 1:
-        operators.append(all_reduce("adapt.all_reduce", sums.rows, numbers=adapter.widths[-1], repeats=1, **common))
+        operators.append(all_reduce("adapt.all_reduce", sums.rows, numbers=adapter.widths[-1], run=run))
     return operators
 
 
@@ -223,38 +225,33 @@ def decode(structure: Structure, sums: Sums) -> list[Operator]:
     """List the operators of one decode step: every layer on one row a sequence, attention by cache entry."""
     operators = _ends(structure, sums, "decode")
     widths = structure.linear_widths
-    specs: dict[LayerSpec, int] = {}
+    n_layers: dict[LayerSpec, int] = {}
     for segment in structure.decoder:
-        specs[segment.layer] = specs.get(segment.layer, 0) + segment.n_layers
-    for i, (spec, repeats) in enumerate(specs.items()):
-        label = "decode" if len(specs) == 1 else f"decode.run{i}"
-        operators += layer(
-            label, spec, passes=sums.passes, rows=sums.rows, widths=widths, repeats=repeats, caches=True
-        )
+        n_layers[segment.layer] = n_layers.get(segment.layer, 0) + segment.n_layers
+    for i, (spec, repeats) in enumerate(n_layers.items()):
+        label = "decode" if len(n_layers) == 1 else f"decode.run{i}"
+        operators += layer(label, sums.rows, spec, run=Run(sums.passes, widths, repeats), caches=True)
     for i, (entry, work) in enumerate(zip(structure.kv, sums.works, strict=True)):
         label = "decode" if len(structure.kv) == 1 else f"decode.cache{i}"
-        cached = replace(widths, kv_bits=entry.bits)
-        operators += attend(
-            label, work, entry.mixer, kind=Kind.DECODE_ATTENTION, widths=cached, repeats=entry.n_layers
-        )
+        run = Run(sums.passes, replace(widths, kv_bits=entry.bits), entry.n_layers)
+        operators += attend(label, work, entry.mixer, kind=Kind.DECODE_ATTENTION, run=run)
     return operators
 
 
 def _ends(structure: Structure, sums: Sums, stage: str) -> list[Operator]:
     """List embedding, last norm, head and sampling."""
     decoder, widths = structure.model.decoder, structure.head_widths
-    common = {"passes": sums.passes, "widths": widths}
-    vocabulary = decoder.vocabulary / widths.tp
+    run = Run(sums.passes, widths)
     operators = [
-        elementwise(f"{stage}.embedding", sums.rows, numbers=2 * decoder.width, **common),
-        elementwise(f"{stage}.final_norm", sums.rows, numbers=4 * decoder.width, **common),
-        gemm(f"{stage}.head", sums.sequences, d_in=decoder.width, d_out=vocabulary, **common),
-        elementwise(f"{stage}.sampling", sums.sequences, numbers=2 * decoder.vocabulary, **common),
+        elementwise(f"{stage}.embedding", sums.rows, numbers=2 * decoder.width, run=run),
+        elementwise(f"{stage}.final_norm", sums.rows, numbers=4 * decoder.width, run=run),
+        gemm(f"{stage}.head", sums.sequences, d_in=decoder.width, d_out=decoder.vocabulary / widths.tp, run=run),
+        elementwise(f"{stage}.sampling", sums.sequences, numbers=2 * decoder.vocabulary, run=run),
     ]
     if widths.tp > 1:
         operators += [
-            all_reduce(f"{stage}.all_reduce_embedding", sums.rows, numbers=decoder.width, repeats=1, **common),
-            all_gather(f"{stage}.all_gather_logits", sums.sequences, numbers=decoder.vocabulary, **common),
+            all_reduce(f"{stage}.all_reduce_embedding", sums.rows, numbers=decoder.width, run=run),
+            all_gather(f"{stage}.all_gather_logits", sums.sequences, numbers=decoder.vocabulary, run=run),
         ]
     return operators
 
@@ -271,11 +268,10 @@ def _no_adapter(structure: Structure, sums: Sums) -> list[Operator]:
 
 def _equation_4(structure: Structure, sums: Sums) -> list[Operator]:
     widths = structure.linear_widths
-    pairs = [
+    return [
         equations.prefill_operator(segment, work, kv_bits=widths.kv_bits, n_devices=widths.tp)
         for segment, work in zip(structure.decoder, sums.works, strict=True)
     ]
-    return pairs
 
 
 def _equation_6(structure: Structure, sums: Sums) -> list[Operator]:

@@ -2,7 +2,7 @@
 
 Everything here is for the whole batch. Prefill runs in chunks of the engine's size: all full chunks are alike but for
 the keys behind them, so they are one point at their mean, and the last, shorter chunk is another. A decode step is a
-point at a number of generated tokens, or at the mean over all steps, which is exact because sums are averaged, not times.
+point at a number of generated tokens, or at the mean over all steps.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def decode_points(query: Query, structure: Structure, turn: Turn, *, detailed: b
         for generated in (steps, np.ceil(steps / 2.0), 1.0):
             reads.insert(0, [e.reads(kept, generated) for e, kept in zip(structure.kv, cached, strict=True)])
     points = [_step(query, step_reads) for step_reads in reads]
-    return Points.of(points, tuple(0.0 for _ in reads[1:]) + (decode_steps(query, turn),))
+    return Points.of(points, (*(0.0 for _ in reads[1:]), decode_steps(query, turn)))
 
 
 def _step(query: Query, reads: list[Quantity]) -> Sums:

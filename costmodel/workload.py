@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,8 @@ class Image:
         FileNotFoundError
             If there is no such file.
         """
-        from PIL import Image as Picture, UnidentifiedImageError  # noqa: PLC0415 - heavy
+        from PIL import Image as Picture
+        from PIL import UnidentifiedImageError
 
         try:
             with Picture.open(path) as picture:
@@ -60,7 +60,9 @@ class Image:
         except FileNotFoundError:
             raise FileNotFoundError(f"no image file {str(path)!r}; give a path, or a size such as 1920x1080") from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as error:
-            raise ValueError(f"{str(path)!r} is no image that can be read: {str(error).splitlines()[0][:120]}") from None
+            raise ValueError(
+                f"{str(path)!r} is no image that can be read: {str(error).splitlines()[0][:120]}"
+            ) from None
         return Image(height, width) if sideways else Image(width, height)
 
 
@@ -118,16 +120,16 @@ class Video:
         if not Path(path).is_file():
             raise FileNotFoundError(f"no video file {str(path)!r}; give a path, or a size such as 1280x720:5s@24fps")
         try:
-            import av  # noqa: PLC0415 - optional
+            import av
         except ModuleNotFoundError:
             message = "reading video files needs PyAV: pip install 'lvlm-sim[media]', or give 1280x720:5s@24fps"
             raise ModuleNotFoundError(message) from None
         try:
             with av.open(str(path)) as container:
                 stream = container.streams.video[0]
-                fps = Fraction(stream.average_rate or stream.guessed_rate or 0)
+                fps = float(stream.average_rate or stream.guessed_rate or 0)
                 seconds = container.duration / av.time_base if container.duration else stream.frames / fps
-                return Video(stream.width, stream.height, float(seconds), float(fps))
+                return Video(stream.width, stream.height, float(seconds), fps)
         except (av.FFmpegError, IndexError, ZeroDivisionError) as error:
             raise ValueError(f"{str(path)!r} is no video that can be read: {error}") from None
 

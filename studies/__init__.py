@@ -1,0 +1,1 @@
+"""What people run: the `lvlm` command, and one script a question."""

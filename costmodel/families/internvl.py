@@ -226,7 +226,9 @@ def _media(config: InternVl, image: Json, vision: InternVision, shuffle: int) ->
     limits = parse(TileLimits, image, "preprocessor_config.json")
     most = limits.max_patches or config.max_dynamic_patch
     tiled = config.dynamic_image_size and limits.crop_to_patches
-    per_side = divide(vision.side() // vision.patch(), shuffle, "patches along a side by pixel shuffle", "vision_config")
+    per_side = divide(
+        vision.side() // vision.patch(), shuffle, "patches along a side by pixel shuffle", "vision_config"
+    )
     return Tiles(
         side=vision.side(),
         patch=vision.patch(),

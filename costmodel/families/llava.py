@@ -125,9 +125,7 @@ def read(files: ModelFiles) -> ModelParts:
     return ModelParts(
         decoder=decoder,
         vision=vision.encoder(_used_layers(config, vision, files.source)),
-        adapter=AdapterSpec(
-            (vision.hidden_size, decoder.width, decoder.width), bias=config.multimodal_projector_bias
-        ),
+        adapter=AdapterSpec((vision.hidden_size, decoder.width, decoder.width), bias=config.multimodal_projector_bias),
         media=FixedSquare(vision.image_size, vision.patch_size, keeps_class_token),
     )
 

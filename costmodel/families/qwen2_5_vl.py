@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import Field
+
 from costmodel.base import Foreign
 from costmodel.families.files import Count, Json, ModelFiles, ModelParts, divide, parse
 from costmodel.families.text import read_decoder
@@ -142,9 +144,7 @@ class NativeResolution:
 
     def with_pixel_limits(self, least: int, most: int) -> NativeResolution:
         """Return the rule with other limits of an image's and a frame's area [pixels]."""
-        return replace(
-            self, min_pixels=least, max_pixels=most, video_min_pixels=least, video_max_pixels=most
-        )
+        return replace(self, min_pixels=least, max_pixels=most, video_min_pixels=least, video_max_pixels=most)
 
     def _grid(self, width: int, height: int, least: int, most: int) -> tuple[int, int]:
         """Return the merged patches along each side."""
@@ -188,7 +188,7 @@ class PixelLimits(Foreign):
 
     min_pixels: Count | None = None
     max_pixels: Count | None = None
-    size: dict[str, Any] = {}
+    size: dict[str, Any] = Field(default_factory=dict)
     fps: float = 2.0
     min_frames: Count = 4
     max_frames: Count = 768

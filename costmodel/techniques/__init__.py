@@ -8,7 +8,6 @@ the protocol, so a study can bring its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from typing import Literal, Protocol
 
 from costmodel.errors import unknown
@@ -36,6 +35,8 @@ class Technique(Protocol):
 
 def technique_names() -> list[str]:
     """Return the names of the published methods in the catalogue."""
+    from importlib import resources  # slow to import, and needed once
+
     folder = resources.files(__name__) / "catalogue"
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
 

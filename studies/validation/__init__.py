@@ -1,0 +1,1 @@
+"""Measurements beside predictions, and how accurate they are."""

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ def jpeg_of(width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
+def decode(data: bytes) -> Image.Image:
+    """Return the picture of a JPEG file, decoded."""
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
 def samples(action: Callable[[], object]) -> list[float]:
     """Return the CPU seconds of repeated runs of an action, after two that warm it up."""
     taken = []
@@ -56,17 +62,17 @@ def samples(action: Callable[[], object]) -> list[float]:
 
 def measure() -> Iterator[dict[str, Any]]:
     """Yield one measurement line a size and part."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: PLC0415
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 12845056})
     for width, height in SIZES:
         data = jpeg_of(width, height)
-        picture = Image.open(io.BytesIO(data)).convert("RGB")
+        picture = decode(data)
         shape = {"width": width, "height": height, "part": "decode", "codec": "jpeg", "file_bytes": len(data)}
-        yield line(shape, samples(lambda data=data: Image.open(io.BytesIO(data)).convert("RGB")), "pillow")
+        yield line(shape, samples(partial(decode, data)), "pillow")
         grid = processor(picture, return_tensors="np")["image_grid_thw"][0]
         shape = {"width": int(grid[2]) * 14, "height": int(grid[1]) * 14, "part": "resize_normalise_patch"}
-        yield line(shape, samples(lambda p=picture: processor(p, return_tensors="np")), "transformers")
+        yield line(shape, samples(partial(processor, picture, return_tensors="np")), "transformers")
 
 
 def line(shape: dict[str, Any], taken: list[float], implementation: str) -> dict[str, Any]:

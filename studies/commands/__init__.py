@@ -1,0 +1,1 @@
+"""One file a command of `lvlm`; `studies.cli` loads the one that is asked for."""

@@ -1,0 +1,112 @@
+"""`lvlm models`: the known models, or one of them with its numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from costmodel import load_model, model_names
+from costmodel.models import LayerRun, ModelSpec
+from studies.options import FOR_PEOPLE, Format
+from studies.output import Answer, emit
+from studies.request import source_file
+from studies.tables import GB, MISSING, number, table
+
+WIDTH, HEIGHT = 1920, 1080
+PARTS = ("vision", "adapter", "language", "total")
+
+
+def models(name: str | None = None, /, *, form: Format = FOR_PEOPLE) -> None:
+    """List the known models, or show one with its numbers and where they come from.
+
+    Parameters
+    ----------
+    name : str
+        A model, a config.json, a folder that holds one, or a hub id.
+    """
+    if name is None:
+        found = [load_model(known) for known in model_names()]
+        rows = [_row(model) for model in found]
+        emit(Answer("models", {}, {"models": rows}, lambda: rows, lambda to: _show_list(to, found)), form)
+        return
+    model = load_model(name)
+    numbers = _numbers(model)
+    values = {"models": [{**_row(model), "source": source_file(model), "numbers": numbers}]}
+    emit(Answer("models", {"name": name}, values, lambda: numbers, lambda to: _show(to, model)), form)
+
+
+def _image_tokens(model: ModelSpec) -> int | None:
+    return model.media.image(WIDTH, HEIGHT).visual_tokens if model.media else None
+
+
+def _row(model: ModelSpec) -> dict[str, Any]:
+    parameters = model.parameters()
+    return {
+        "name": model.name,
+        "family": model.family,
+        **{f"{part}_parameters": parameters[part] for part in (*PARTS, "active")},
+        "kv_bytes_per_token": model.decoder.kv_bytes_per_token(),
+        "visual_tokens_1920x1080": _image_tokens(model),
+    }
+
+
+def _show_list(to: Console, found: list[ModelSpec]) -> None:
+    rows = []
+    for model in found:
+        parameters, tokens = model.parameters(), _image_tokens(model)
+        billions = [number(parameters[part] * GB) for part in PARTS]
+        kv = f"{model.decoder.kv_bytes_per_token():,.0f}"
+        rows.append((model.name, model.family, *billions, kv, MISSING if tokens is None else f"{tokens:,}"))
+    to.print(table(("name", "family", *PARTS, "KV bytes/token", f"tokens {WIDTH}x{HEIGHT}"), rows, left=2))
+    to.print("Parameters in billions; keys and values at 16 bits. Every number of one: lvlm models NAME")
+
+
+def _numbers(model: ModelSpec) -> list[dict[str, Any]]:
+    """Return the numbers of a model; all come from its files, as they are or added up."""
+    decoder, vision = model.decoder, model.vision
+    read: dict[str, float] = {
+        "decoder.n_layers": decoder.n_layers,
+        "decoder.width": decoder.width,
+        "decoder.vocabulary": decoder.vocabulary,
+        **_layer_numbers("decoder", decoder.runs),
+    }
+    if vision is not None:
+        read |= {
+            "vision.n_layers": sum(run.n_layers for run in vision.runs),
+            "vision.n_layers_unused": sum(run.n_layers for run in vision.unused_runs),
+            "vision.width": vision.width,
+            **_layer_numbers("vision", vision.runs),
+        }
+    if model.adapter is not None:
+        read |= {f"adapter.width{i}": width for i, width in enumerate(model.adapter.widths)}
+    derived = {f"parameters.{part}": count for part, count in model.parameters().items()}
+    derived["kv_bytes_per_token"] = int(decoder.kv_bytes_per_token())
+    tokens = _image_tokens(model)
+    if tokens is not None:
+        derived[f"visual_tokens_{WIDTH}x{HEIGHT}"] = tokens
+    kinds = {"read": read, "derived": derived}
+    return [
+        {"key": key, "value": value, "kind": kind, "source": source_file(model)}
+        for kind, numbers in kinds.items()
+        for key, value in numbers.items()
+    ]
+
+
+def _layer_numbers(tower: str, runs: tuple[LayerRun, ...]) -> dict[str, float]:
+    layer = runs[0].layer
+    return {
+        f"{tower}.heads": layer.mixer.heads,
+        f"{tower}.kv_heads": layer.mixer.kv_heads,
+        f"{tower}.head_dim": layer.mixer.head_dim,
+        f"{tower}.ffn_hidden": layer.ffn.hidden,
+    }
+
+
+def _show(to: Console, model: ModelSpec) -> None:
+    to.print(f"{model.name}: family {model.family}, configuration from {source_file(model)}")
+    rows = [(row["key"], f"{row['value']:,}", row["kind"]) for row in _numbers(model)]
+    to.print(table(("number", "value", "kind"), rows))
+    to.print(
+        "read: a key of the configuration, or the default that transformers gives it; derived: added up from them."
+    )

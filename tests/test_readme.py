@@ -1,0 +1,42 @@
+"""The README's code runs: Python blocks as they stand, `lvlm` commands of the table and the blocks with real files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from matplotlib import cbook
+
+from studies.cli import main
+
+README = Path(__file__).parent.parent / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+COMMANDS = sorted({c for c in re.findall(r"^lvlm .+$|`(lvlm .+?)`", TEXT, flags=re.MULTILINE) if c and "…" not in c})
+
+
+def test_python_blocks_run(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), {})  # noqa: S102 - our own text
+    assert "TTFT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run(command, tmp_path, monkeypatch, capsys):
+    photo = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(photo) if part == "photo.jpg" else part for part in shlex.split(command)[1:]]
+    monkeypatch.setattr("sys.argv", ["lvlm", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code, capsys.readouterr().err
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT)
+    assert links
+    missing = [link for link in links if not (README.parent / link).exists()]
+    assert not missing
