@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
@@ -186,6 +185,8 @@ def load_engine(name: str) -> EngineProfile:
     LookupError
         If there is none of this name.
     """
+    import tomllib  # needed for files alone
+
     if name not in load_engine_texts():
         raise unknown("engine", name, load_engine_texts())
     try:

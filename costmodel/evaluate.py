@@ -10,12 +10,12 @@ import numpy as np
 
 from costmodel.base import Quantity
 from costmodel.hardware import HardwareProfile
-from costmodel.memory import PIXEL_BYTES
 from costmodel.operators import OperatorTable
 from costmodel.query import Query, Stage, Turn
 from costmodel.roofline import PricedTable, operator_s, priced
 from costmodel.stages import Structure
 from costmodel.sums import Points, adapt_points, decode_points, decode_steps, encode_points, prefill_points
+from costmodel.units import PIXEL_BYTES
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -194,6 +193,8 @@ def _load_known(name: str) -> HardwareProfile:
 
 
 def _load(name: str) -> HardwareProfile:
+    import tomllib  # needed for files alone
+
     base, _, changes = name.partition(":")
     text, source = _text(base)
     try:

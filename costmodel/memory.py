@@ -15,12 +15,10 @@ from costmodel.models import LayerSpec
 from costmodel.query import KVEntry, Query
 from costmodel.stages import Structure
 from costmodel.sums import kept_tokens, turn_tokens
-from costmodel.units import BITS_PER_BYTE
+from costmodel.units import BITS_PER_BYTE, PIXEL_BYTES
 
 LOGIT_BYTES = 4
 """Engines sample in 32 bits."""
-PIXEL_BYTES = 4
-"""`transformers` processors give pixel values as 32-bit floats."""
 
 
 @dataclass(frozen=True, slots=True)

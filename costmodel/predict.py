@@ -5,26 +5,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from costmodel.bands import band_s
 from costmodel.base import Array, Quantity
 from costmodel.catalogue import load_model
-from costmodel.counts import tokens
-from costmodel.economics import cost_usd
-from costmodel.energy import co2_g, stage_power_w
 from costmodel.engine import EngineProfile, load_engine
 from costmodel.evaluate import Evaluator, TurnTimes
 from costmodel.hardware import HardwareProfile, load_hardware
-from costmodel.memory import Memory, max_batch, memory
 from costmodel.models import ModelSpec
 from costmodel.query import STAGES, Parallelism, Precision, Query, build_query
-from costmodel.stage_cost import StageCost, host_stage, stage_cost
 from costmodel.sweep import blocks, shape_of
 from costmodel.techniques import Technique, compose
 from costmodel.workload import Workload
+
+if TYPE_CHECKING:
+    from costmodel.memory import Memory
+    from costmodel.stage_cost import StageCost
 
 SCHEMA_VERSION = 1
 
@@ -137,8 +135,8 @@ class Prediction:
 
     Notes
     -----
-    Everything else is worked out when it is asked for, for single points only. Energy, CO2 and cost are those of one
-    request of the batch; memory is that of one device.
+    Everything else is worked out (and its module imported) when it is asked for, for single points only. Energy, CO2 and
+    cost are those of one request of the batch; memory is that of one device.
     """
 
     query: Query
@@ -158,6 +156,8 @@ class Prediction:
     @functools.cached_property
     def stages(self) -> Mapping[str, StageCost]:
         """The stages of the first turn: preprocess, encode, adapt, prefill, decode."""
+        from costmodel.stage_cost import host_stage, stage_cost
+
         turn = self.query.turns[0]
         evaluator, times = self._evaluator, self.turns[0]
         seconds = {
@@ -174,11 +174,15 @@ class Prediction:
     @property
     def tokens(self) -> dict[str, int]:
         """Patches and tokens of one request: patches, visual, markers, cross, text, prompt."""
+        from costmodel.counts import tokens
+
         return tokens(self.query)
 
     @functools.cached_property
     def memory(self) -> Memory:
         """Memory of one device."""
+        from costmodel.memory import memory
+
         return memory(self.query, self.hardware, self._evaluator.structure)
 
     @property
@@ -189,6 +193,8 @@ class Prediction:
     @functools.cached_property
     def max_batch(self) -> int:
         """Largest batch of this request that fits, 0 when not even one does."""
+        from costmodel.memory import max_batch
+
         return max_batch(self.query, self.hardware, self._evaluator.structure)
 
     @property
@@ -204,6 +210,8 @@ class Prediction:
     @functools.cached_property
     def energy_j(self) -> float:
         """Energy of all devices for one request of the batch [J]."""
+        from costmodel.energy import stage_power_w
+
         engine = self.query.engine
         joules = 0.0
         for name, stage in self.stages.items():
@@ -215,17 +223,23 @@ class Prediction:
     @property
     def co2_g(self) -> float:
         """CO2 of that energy [g]."""
+        from costmodel.energy import co2_g
+
         return co2_g(self.energy_j, self.query.engine)
 
     @property
     def cost_usd(self) -> float | None:
         """List price of the devices' time for one request of the batch [USD]; None where no price is known."""
+        from costmodel.economics import cost_usd
+
         seconds = float(self.total_s) * self.n_devices / float(self.query.batch)
         return cost_usd(self.hardware, device_seconds=seconds)
 
     @functools.cached_property
     def error_band(self) -> dict[str, tuple[float, float]] | None:
         """Band of TTFT and TPOT [s]; None for an engine that is an idealisation, not a forecast."""
+        from costmodel.bands import band_s
+
         stages, engine = self.stages, self.query.engine
         parts = zip(*(stages[name].kind_s for name in ("encode", "adapt", "prefill")), strict=True)
         ttft = band_s(float(self.ttft_s), [sum(kinds) for kinds in parts], engine, stages["preprocess"].time_s)

@@ -110,7 +110,9 @@ class PricedTable:
 
     def operators_s(self, sums: Array) -> tuple[Array, Array]:
         """Return seconds under each roof, shape (n_roofs, n_operators, n_points), and of kernel starts."""
-        return self.roofs @ sums, self.starts @ sums
+        n_roofs, n_operators, n_sums = self.roofs.shape
+        flat = self.roofs.reshape(n_roofs * n_operators, n_sums) @ sums  # one product of matrices, not a stack of them
+        return flat.reshape(n_roofs, n_operators, -1), self.starts @ sums
 
 
 def priced(table: OperatorTable, hardware: HardwareProfile, engine: EngineProfile, n_devices: int) -> PricedTable:

@@ -9,3 +9,5 @@ SECONDS_PER_HOUR: Final = 3600.0
 JOULES_PER_KWH: Final = 3.6e6
 UNBOUNDED: Final = 1e18
 """A token count that no request reaches: the window or chunk of something that has none (finite, so 0 * it is 0)."""
+PIXEL_BYTES: Final = 4
+"""One value of a processed picture: `transformers` processors give 32-bit floats [bytes]."""

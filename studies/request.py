@@ -148,7 +148,7 @@ def describe(prediction: Prediction, request: Request) -> list[str]:
         f" = {tokens['prompt']:,} prompt tokens; {request.workload.output_tokens:,} output tokens;"
         f" batch {float(prediction.query.batch):g}"
     )
-    served = f"engine {prediction.query.engine.name}, {widths} (weights/activations/KV)"
+    served = f"engine {prediction.query.engine.name}, {widths} (weights, inputs, KV)"
     return [f"{request.model.name} on {where}, {served}", asked]
 
 

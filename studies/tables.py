@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from rich import box
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 MS: Final = 1e3
@@ -53,7 +54,7 @@ def percent(share: float) -> str:
     return f"{share:.1%}"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", left: int = 1) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> Table:
     """Return a plain table.
 
     Parameters
@@ -62,18 +63,24 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str =
         Headings.
     rows : iterable of sequence of str
         Cells.
-    title : str
-        Stands above the table.
     left : int
         Columns that are aligned to the left, from the first; the others hold numbers.
     """
-    result = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    result = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for index, name in enumerate(columns):
         is_text = index < left or index >= len(columns) - trailing_text(columns)
         result.add_column(name, justify="left" if is_text else "right", overflow="fold")
     for row in rows:
         result.add_row(*row)
     return result
+
+
+def sections(to: Console, *parts: RenderableType) -> None:
+    """Print paragraphs and tables with an empty line between them."""
+    for index, part in enumerate(parts):
+        if index:
+            to.print()
+        to.print(part)
 
 
 def trailing_text(columns: Sequence[str]) -> int:

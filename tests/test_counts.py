@@ -159,7 +159,7 @@ def test_video_tokens_are_those_of_the_processor(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [p for p in WITH_ORACLE if not p.marks])
 def test_tokens_of_random_sizes_are_those_of_the_processor(name):
-    dice = random.Random(20260)
+    dice = random.Random(20260)  # noqa: S311 - sizes, not secrets
     for _ in range(N_RANDOM):
         width = round(10 ** dice.uniform(0, 3.4))
         height = min(max(1, round(width * 10 ** dice.uniform(-1.3, 1.3))), 4000)

@@ -13,7 +13,8 @@ from studies.cli import main
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")
-COMMANDS = sorted({c for c in re.findall(r"^lvlm .+$|`(lvlm .+?)`", TEXT, flags=re.MULTILINE) if c and "…" not in c})
+FOUND = re.findall(r"^(lvlm .+)$|`(lvlm .+?)`", TEXT, flags=re.MULTILINE)
+COMMANDS = sorted(command for command in {block or quoted for block, quoted in FOUND} if "…" not in command)
 
 
 def test_python_blocks_run(capsys):

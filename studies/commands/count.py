@@ -12,7 +12,7 @@ from costmodel.counts import count as count_work
 from studies.options import FOR_PEOPLE, TEXT_PROMPT, Format, Prompt
 from studies.output import Answer, emit
 from studies.request import Request, pictures
-from studies.tables import GB, MISSING, TERA, gigabytes, number, percent, table
+from studies.tables import GB, MISSING, TERA, gigabytes, number, percent, sections, table
 
 
 def count(
@@ -53,16 +53,16 @@ def _rows(counts: Counts) -> list[dict[str, Any]]:
 
 def _show(to: Console, request: Request, counts: Counts) -> None:
     tokens, total = counts.tokens, counts.parameters["total"]
-    to.print(
+    head = (
         f"{request.model.name}, {pictures(request)}: {tokens['visual']:,} visual + {tokens['markers']:,} marker"
         f" + {tokens['text']:,} text = {tokens['prompt']:,} prompt tokens"
     )
-    rows = [(name, number(n * GB, 4), percent(n / total), f"{n:,}") for name, n in counts.parameters.items()]
-    to.print(table(("component", "billions", "share", "parameters"), rows))
-    flops = [(name, MISSING if f is None else number(f * TERA, 4)) for name, f in counts.flops.items()]
-    to.print(table(("stage", "TFLOP"), flops))
-    to.print(f"convention {counts.convention}; the head at the last position only; decode_step is the first step")
-    to.print(
-        f"weights {gigabytes(counts.weight_bytes)} GB at 16 bits; keys and values"
-        f" {counts.kv_bytes_per_token:,.0f} bytes a token, {gigabytes(counts.kv_bytes)} GB at this prompt"
+    components = [(name, number(n * GB, 4), percent(n / total), f"{n:,}") for name, n in counts.parameters.items()]
+    stages = [(name, MISSING if f is None else number(f * TERA, 4)) for name, f in counts.flops.items()]
+    legend = (
+        f"Convention {counts.convention}; the head at the last position only; decode_step is the first step.\n"
+        f"Weights {gigabytes(counts.weight_bytes)} GB at 16 bits; keys and values"
+        f" {counts.kv_bytes_per_token:,.0f} bytes a token, {gigabytes(counts.kv_bytes)} GB at this prompt."
     )
+    tables = table(("component", "billions", "share", "parameters"), components), table(("stage", "TFLOP"), stages)
+    sections(to, head, *tables, legend)

@@ -13,7 +13,7 @@ from costmodel.units import UNBOUNDED
 from studies.numbers import as_rows, numbers_table, source_lines, sourced
 from studies.options import FOR_PEOPLE, Format
 from studies.output import Answer, emit
-from studies.tables import GB, number, table
+from studies.tables import GB, number, sections, table
 
 DEFAULTS = (
     "pricing",
@@ -47,10 +47,8 @@ def engines(name: str | None = None, /, *, form: Format = FOR_PEOPLE) -> None:
     values = {"engines": [{**_row(engine), "numbers": as_rows(numbers)}]}
 
     def show(to: Console) -> None:
-        to.print(f"{engine.name}: {engine.title}. {engine.description}")
-        to.print(numbers_table(numbers))
-        for line in source_lines(numbers):
-            to.print(line)
+        head = f"{engine.name}: {engine.title}. {engine.description}"
+        sections(to, head, numbers_table(numbers), "\n".join(source_lines(numbers)))
 
     emit(Answer("engines", {"name": name}, values, lambda: as_rows(numbers), show), form)
 
@@ -88,5 +86,5 @@ def _show_list(to: Console, found: list[EngineProfile]) -> None:
         )
         for engine in found
     ]
-    to.print(table(("name", "prefill chunk", "memory used", "reserve GB", "description"), rows))
-    to.print("Used when --engine is not given: fused. Every number and its source: lvlm engines NAME")
+    legend = "Used when --engine is not given: fused. Every number and its source: lvlm engines NAME"
+    sections(to, table(("name", "prefill chunk", "memory used", "reserve GB", "description"), rows), legend)

@@ -13,7 +13,7 @@ from studies.numbers import as_rows, numbers_table, source_lines, sourced
 from studies.options import FOR_PEOPLE, Format
 from studies.output import Answer, emit
 from studies.roofs import Roof
-from studies.tables import GB, MISSING, TERA, number, table
+from studies.tables import GB, MISSING, TERA, number, sections, table
 
 COLUMNS = ("name", "GB", "TB/s", "bf16", "fp8", "int8", "ridge", "TDP W", "USD/h")
 
@@ -36,10 +36,8 @@ def hardware(name: str | None = None, /, *, form: Format = FOR_PEOPLE) -> None:
     values = {"hardware": [{**_row(device), "numbers": as_rows(numbers)}]}
 
     def show(to: Console) -> None:
-        to.print(f"{device.name}: {device.title} ({device.vendor}, {device.generation}, {device.kind})")
-        to.print(numbers_table(numbers))
-        for line in source_lines(numbers):
-            to.print(line)
+        head = f"{device.name}: {device.title} ({device.vendor}, {device.generation}, {device.kind})"
+        sections(to, head, numbers_table(numbers), "\n".join(source_lines(numbers)))
 
     emit(Answer("hardware", {"name": name}, values, lambda: as_rows(numbers), show), form)
 
@@ -82,8 +80,8 @@ def _show_list(to: Console, devices: list[HardwareProfile]) -> None:
                 f"{price * SECONDS_PER_HOUR:.2f}" if price else MISSING,
             )
         )
-    to.print(table(COLUMNS, rows))
-    to.print(
+    legend = (
         "Dense matrix rates in TFLOP/s; ridge: FLOP/byte at which 16-bit compute and memory take equally long;"
         f" {MISSING}: the device has none, or no public price. Sources: lvlm hardware NAME"
     )
+    sections(to, table(COLUMNS, rows), legend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from costmodel.models import LayerRun, ModelSpec
 from studies.options import FOR_PEOPLE, Format
 from studies.output import Answer, emit
 from studies.request import source_file
-from studies.tables import GB, MISSING, number, table
+from studies.tables import GB, MISSING, number, sections, table
 
 WIDTH, HEIGHT = 1920, 1080
 PARTS = ("vision", "adapter", "language", "total")
@@ -58,8 +59,9 @@ def _show_list(to: Console, found: list[ModelSpec]) -> None:
         billions = [number(parameters[part] * GB) for part in PARTS]
         kv = f"{model.decoder.kv_bytes_per_token():,.0f}"
         rows.append((model.name, model.family, *billions, kv, MISSING if tokens is None else f"{tokens:,}"))
-    to.print(table(("name", "family", *PARTS, "KV bytes/token", f"tokens {WIDTH}x{HEIGHT}"), rows, left=2))
-    to.print("Parameters in billions; keys and values at 16 bits. Every number of one: lvlm models NAME")
+    columns = ("name", "family", *PARTS, "KV bytes/token", f"tokens {WIDTH}x{HEIGHT}")
+    legend = "Parameters in billions; keys and values at 16 bits. Every number of one: lvlm models NAME"
+    sections(to, table(columns, rows, left=2), legend)
 
 
 def _numbers(model: ModelSpec) -> list[dict[str, Any]]:
@@ -85,7 +87,7 @@ def _numbers(model: ModelSpec) -> list[dict[str, Any]]:
     tokens = _image_tokens(model)
     if tokens is not None:
         derived[f"visual_tokens_{WIDTH}x{HEIGHT}"] = tokens
-    kinds = {"read": read, "derived": derived}
+    kinds: dict[str, Mapping[str, float]] = {"read": read, "derived": derived}
     return [
         {"key": key, "value": value, "kind": kind, "source": source_file(model)}
         for kind, numbers in kinds.items()
@@ -104,9 +106,7 @@ def _layer_numbers(tower: str, runs: tuple[LayerRun, ...]) -> dict[str, float]:
 
 
 def _show(to: Console, model: ModelSpec) -> None:
-    to.print(f"{model.name}: family {model.family}, configuration from {source_file(model)}")
+    head = f"{model.name}: family {model.family}, configuration from {source_file(model)}"
     rows = [(row["key"], f"{row['value']:,}", row["kind"]) for row in _numbers(model)]
-    to.print(table(("number", "value", "kind"), rows))
-    to.print(
-        "read: a key of the configuration, or the default that transformers gives it; derived: added up from them."
-    )
+    legend = "read: a key of the configuration, or its default in transformers; derived: added up from them."
+    sections(to, head, table(("number", "value", "kind"), rows), legend)

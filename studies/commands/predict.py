@@ -15,7 +15,7 @@ from studies.options import FOR_PEOPLE, ONE_DEVICE, TEXT_PROMPT, Format, Prompt,
 from studies.output import Answer, emit, note
 from studies.request import Request, describe, predict_request, serving_inputs
 from studies.roofs import stage_roof
-from studies.tables import GB, MS, TERA, gigabytes, number, percent, seconds, table
+from studies.tables import GB, MS, TERA, gigabytes, number, percent, seconds, sections, table
 
 DOES_NOT_FIT = 3
 BETWEEN_DEVICES = ("links.", "efficiency.collective.")
@@ -77,21 +77,17 @@ def _rows(prediction: Prediction) -> list[dict[str, Any]]:
 
 
 def _show(to: Console, prediction: Prediction, request: Request) -> None:
-    for line in describe(prediction, request):
-        to.print(line)
-    to.print()
-    to.print(_headline(prediction))
-    to.print()
-    to.print(_stages(prediction))
-    to.print(_memory(prediction))
-    to.print(f"Per request: {_money(prediction)}")
-    findings = prediction.why()
-    if findings:
-        to.print("\nWhy")
-        for finding in findings:
-            to.print(textwrap.fill(finding, to.width, initial_indent="  - ", subsequent_indent="    "))
-    to.print()
-    to.print(f"Trust: {_trust(prediction)}")
+    why = [textwrap.fill(line, to.width, initial_indent="  - ", subsequent_indent="    ") for line in prediction.why()]
+    sections(
+        to,
+        "\n".join(describe(prediction, request)),
+        _headline(prediction),
+        _stages(prediction),
+        _memory(prediction),
+        f"Per request: {_money(prediction)}",
+        "\n".join(["Why", *why]),
+        f"Trust: {_trust(prediction)}",
+    )
 
 
 def _headline(prediction: Prediction) -> Table:
@@ -118,7 +114,7 @@ def _stages(prediction: Prediction) -> Table:
         share = "" if name == "decode" else percent(stage.time_s / float(prediction.ttft_s))
         rows.append(
             (
-                f"decode, {steps:,.0f} steps" if name == "decode" else name,
+                f"decode ({steps:,.0f} steps)" if name == "decode" else name,
                 f"{stage.time_s * MS:,.2f}",
                 share,
                 number(stage.flops * TERA),

@@ -16,7 +16,7 @@ from studies.options import FOR_PEOPLE, ONE_DEVICE, OUTPUT, TEXT_PROMPT, Format,
 from studies.output import Answer, emit, note
 from studies.request import Request, describe, predict_request, serving_inputs
 from studies.roofs import Roof, device_stages, operator_bits, rate_flops_per_s, roofs
-from studies.tables import GB, MS, TERA, number, percent, table
+from studies.tables import GB, MS, TERA, number, percent, sections, table
 
 COLUMNS = ("stage, operator", "ms", "share", "TFLOP", "GB", "FLOP/byte", "ridge", "TFLOP/s", "bound")
 
@@ -94,8 +94,6 @@ def _rows(prediction: Prediction) -> list[dict[str, Any]]:
 
 
 def _show(to: Console, prediction: Prediction, request: Request) -> None:
-    for line in describe(prediction, request):
-        to.print(line)
     cells: list[tuple[str, ...]] = []
     for name, stage in device_stages(prediction).items():
         bits = operator_bits(stage)
@@ -115,13 +113,13 @@ def _show(to: Console, prediction: Prediction, request: Request) -> None:
         for operator in stage.operators:
             roof = Roof.of(prediction.hardware, bits[operator.name])
             cells.append(_operator_cells(operator, name, operator.time_s / stage.time_s, roof))
-    to.print(table(COLUMNS, cells))
     bandwidth = number(prediction.hardware.memory_bandwidth_bytes_per_s * TERA)
     peaks = ", ".join(
         f"{r.name} {number(r.peak_flops_per_s * TERA)} TFLOP/s (ridge {number(r.ridge_flops_per_byte)} FLOP/byte)"
         for r in roofs(prediction)
     )
-    to.print(f"Roofs of one device: memory {bandwidth} TB/s; {peaks}. Work and traffic are those of one device.")
+    legend = f"Roofs of one device: memory {bandwidth} TB/s; {peaks}. Work and traffic are those of one device."
+    sections(to, "\n".join(describe(prediction, request)), table(COLUMNS, cells), legend)
 
 
 def _operator_cells(operator: OperatorCost, stage: str, share: float, roof: Roof) -> tuple[str, ...]:

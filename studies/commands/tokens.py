@@ -11,7 +11,7 @@ from costmodel.media import media_costs, n_frames
 from studies.options import FOR_PEOPLE, TEXT_PROMPT, Format, Prompt
 from studies.output import Answer, emit
 from studies.request import Request
-from studies.tables import table
+from studies.tables import sections, table
 
 KEYS = ("patches", "visual", "markers", "cross", "text", "prompt")
 
@@ -30,12 +30,12 @@ def tokens(model: str, /, *, prompt: Prompt = TEXT_PROMPT, form: Format = FOR_PE
 
     def show(to: Console) -> None:
         cells = [[_cell(row[key]) for key in ("item", "size", "frames", *KEYS)] for row in rows]
-        to.print(f"{request.model.name}: {totals['prompt']:,} prompt tokens")
-        to.print(table(("item", "size", "frames", *KEYS), cells, left=2))
-        to.print(
+        legend = (
             "visual: embeddings out of the adapter; markers: wrapper, row and tile tokens around them;"
             " cross: seen by cross-attention only; prompt = visual + markers + text."
         )
+        head = f"{request.model.name}: {totals['prompt']:,} prompt tokens"
+        sections(to, head, table(("item", "size", "frames", *KEYS), cells, left=2), legend)
 
     emit(Answer("tokens", request.inputs(), totals, lambda: rows, show), form)
 

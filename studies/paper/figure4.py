@@ -50,27 +50,30 @@ def row(name: str, prediction: Prediction) -> dict[str, Any]:
 
 def report(found: list[dict[str, Any]]) -> str:
     """Return the comparison as Markdown, the difference explained."""
-    head = "| stage | ours | ours, weights alone | paper | side of the ridge (ours / paper) |\n| --- | --- | --- | --- | --- |"
+    head = "| stage | ours | ours, weights alone | paper | side of the ridge (ours / paper) |"
     lines = [
         f"| {r['stage']} | {r['ours_flops_per_byte']:.1f} | {r['ours_weights_alone_flops_per_byte']:.1f} "
         f"| {r['paper_flops_per_byte']:g} | {r['ours_bound']} / {r['paper_bound']} |"
         for r in found
     ]
     weights = load_weights()
-    return "\n".join([
-        f"# Figure 4: {MODEL} on {DEVICE}, FP16 [FLOP/byte], ridge {found[0]['ridge_flops_per_byte']:.1f}\n",
-        head,
-        *lines,
-        "",
-        "Same side of the ridge for every stage. The paper's values are approximate and its model is not named.",
-        "Encode: 577 rows read each two-byte weight once, so with weights alone the intensity is about the row count;",
-        "the activations that pass through memory between operators bring it down. 1200 is what about 1,200 rows over",
-        "weights alone would give: two such images in one pass.",
-        f"Prefill: {PROMPT_TOKENS} rows over two-byte weights give at most {PROMPT_TOKENS} FLOP/byte; activations and the cache",
-        "take their share. 160 would be the intensity of 160 rows over weights alone; it lies just above the ridge.",
-        f"Decode: Eq. 11 gives {weights:g}; ours adds the cache and the activations of one row.",
-        "",
-    ])
+    return "\n".join(
+        [
+            f"# Figure 4: {MODEL} on {DEVICE}, FP16 [FLOP/byte], ridge {found[0]['ridge_flops_per_byte']:.1f}\n",
+            head,
+            "| --- " * 5 + "|",
+            *lines,
+            "",
+            "Same side of the ridge for every stage. The paper's values are approximate and its model is not named.",
+            "Encode: 577 rows read each two-byte weight once, so with weights alone the intensity is about the row count;",
+            "the activations that pass through memory between operators bring it down. 1200 is what about 1,200 rows over",
+            "weights alone would give: two such images in one pass.",
+            f"Prefill: {PROMPT_TOKENS} rows over two-byte weights give at most {PROMPT_TOKENS} FLOP/byte; activations and the cache",
+            "take their share. 160 would be the intensity of 160 rows over weights alone; it lies just above the ridge.",
+            f"Decode: Eq. 11 gives {weights:g}; ours adds the cache and the activations of one row.",
+            "",
+        ]
+    )
 
 
 def load_weights() -> float:
@@ -90,7 +93,8 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     xs = [0.1, peak / bandwidth, 1e4]
     axes.loglog(xs, [min(peak, bandwidth * x) / 1e12 for x in xs], color="black", label="roof: 312 TFLOP/s, 2,039 GB/s")
-    for key, marker, label in (("paper_flops_per_byte", "s", "paper, approximate"), ("ours_flops_per_byte", "o", "ours")):
+    series = (("paper_flops_per_byte", "s", "paper, approximate"), ("ours_flops_per_byte", "o", "ours"))
+    for key, marker, label in series:
         x = [r[key] for r in found]
         axes.loglog(x, [min(peak, bandwidth * v) / 1e12 for v in x], marker, markersize=9, label=label)
     for r in found:

@@ -1,6 +1,6 @@
 """Measure how fast the cost model is: import, single predictions, sweeps. Run by hand, the output kept beside it.
 
-    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python -m studies.validation.speed | tee studies/validation/speed.txt
+OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python -m studies.validation.speed | tee studies/validation/speed.txt
 """
 
 from __future__ import annotations
