@@ -48,37 +48,31 @@ def row(name: str, prediction: Prediction) -> dict[str, Any]:
     }
 
 
+EXPLANATION = """
+Same side of the ridge for every stage. The paper's values are approximate and its model is not named.
+
+Encode: 577 rows read each two-byte weight once, so with weights alone the intensity is about the row count; the
+activations that pass through memory between operators bring it down. 1200 is what about 1,200 rows over weights alone
+would give: two such images in one pass.
+
+Prefill: {rows} rows over two-byte weights give at most {rows} FLOP/byte; activations and the cache take their share. 160
+would be the intensity of 160 rows over weights alone; it lies just above the ridge.
+
+Decode: Eq. 11 gives {decode:g}; ours adds the cache and the activations of one row.
+"""
+
+
 def report(found: list[dict[str, Any]]) -> str:
     """Return the comparison as Markdown, the difference explained."""
-    head = "| stage | ours | ours, weights alone | paper | side of the ridge (ours / paper) |"
     lines = [
         f"| {r['stage']} | {r['ours_flops_per_byte']:.1f} | {r['ours_weights_alone_flops_per_byte']:.1f} "
         f"| {r['paper_flops_per_byte']:g} | {r['ours_bound']} / {r['paper_bound']} |"
         for r in found
     ]
-    weights = load_weights()
-    return "\n".join(
-        [
-            f"# Figure 4: {MODEL} on {DEVICE}, FP16 [FLOP/byte], ridge {found[0]['ridge_flops_per_byte']:.1f}\n",
-            head,
-            "| --- " * 5 + "|",
-            *lines,
-            "",
-            "Same side of the ridge for every stage. The paper's values are approximate and its model is not named.",
-            "Encode: 577 rows read each two-byte weight once, so with weights alone the intensity is about the row count;",
-            "the activations that pass through memory between operators bring it down. 1200 is what about 1,200 rows over",
-            "weights alone would give: two such images in one pass.",
-            f"Prefill: {PROMPT_TOKENS} rows over two-byte weights give at most {PROMPT_TOKENS} FLOP/byte; activations and the cache",
-            "take their share. 160 would be the intensity of 160 rows over weights alone; it lies just above the ridge.",
-            f"Decode: Eq. 11 gives {weights:g}; ours adds the cache and the activations of one row.",
-            "",
-        ]
-    )
-
-
-def load_weights() -> float:
-    """Return the decode intensity of Eq. 11 for one sequence at two bytes a weight [FLOP/byte]."""
-    return float(decode_intensity_flops_per_byte(1.0))
+    title = f"# Figure 4: {MODEL} on {DEVICE}, FP16 [FLOP/byte], ridge {found[0]['ridge_flops_per_byte']:.1f}\n"
+    head = "| stage | ours | ours, weights alone | paper | side of the ridge (ours / paper) |"
+    decode = float(decode_intensity_flops_per_byte(1.0))
+    return "\n".join([title, head, "| --- " * 5 + "|", *lines, EXPLANATION.format(rows=PROMPT_TOKENS, decode=decode)])
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
