@@ -5,6 +5,7 @@ Commands are named by where they live and are imported when they run, so that `l
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Final
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
-from studies.output import flush, version
+from studies.output import flush, prepare_streams, version
 
 HELP: Final = """What serving a large vision-language model costs: tokens, time, memory, energy and money.
 
@@ -71,8 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         What follows the command's name; by default that of the process.
     """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode shows a question mark, not a traceback
+    prepare_streams()
     return _guarded(lambda: _run(tokens))
 
 
@@ -89,8 +89,8 @@ def _guarded(run: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader has seen enough
         flush()
         return Exit.FINE
-    except SystemExit as stop:  # --install-completion, when it knows no shell
-        return Exit.FAILED if stop.code else Exit.FINE
+    except SystemExit as stop:  # Rich at a closed pipe; --install-completion, when it knows no shell
+        return Exit.FAILED if stop.code and not isinstance(stop.__context__, BrokenPipeError) else Exit.FINE
     except KeyboardInterrupt:
         return _fail(Exit.INTERRUPTED, "interrupted")
     except Exception as error:  # noqa: BLE001 - a line and an exit code instead of a traceback
@@ -106,7 +106,9 @@ def _verdict(error: Exception) -> tuple[Exit, str]:
     if isinstance(error, DoesNotFit):
         return Exit.INFEASIBLE, str(error)
     slips = (KeyError, IndexError, UnicodeEncodeError)  # kinds of LookupError and ValueError that no input should cause
-    if isinstance(error, LookupError | ValueError | OSError | ModuleNotFoundError) and not isinstance(error, slips):
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+    foreseen = isinstance(error, LookupError | ValueError | OSError | ModuleNotFoundError)
+    if foreseen and not full and not isinstance(error, slips):
         return Exit.BAD_INPUT, str(error) or type(error).__name__
     return Exit.FAILED, f"failed with {type(error).__name__}: {error} (LVLM_DEBUG=1 shows where)"
 

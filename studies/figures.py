@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Text
 
-SUFFIXES: Final = (".svg", ".png", ".pdf")
 COLOURS: Final = {"encode": "#0072B2", "adapt": "#CC79A7", "prefill": "#D55E00", "decode": "#009E73"}
 """From the palette of Okabe and Ito, which colour-blind readers can tell apart."""
 POINTS_PER_INCH: Final = 72.0
@@ -34,22 +33,6 @@ NAMED_STAGE: Final = 0.03
 """... if the stage has a larger share of the device's time."""
 STAGE_SIZE: Final = 11.0
 OPERATOR_SIZE: Final = 7.5
-
-
-def check(path: Path) -> None:
-    """Refuse a file that no figure can be written to, before the work is done.
-
-    Raises
-    ------
-    ValueError
-        If its suffix is no format that is drawn.
-    FileNotFoundError
-        If its folder does not exist.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"cannot draw into {str(path)!r}; use a name that ends in {', '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {str(path.parent)!r} for {path.name!r}; make it first")
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -101,11 +101,23 @@ def flush() -> None:
     Raises
     ------
     OSError
-        If it cannot be written for another reason, such as a full disk.
+        If it cannot be written for another reason, such as a full disk; what is left of it is let go too.
     """
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, sys.stdout.fileno())
         os.close(silent)
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def prepare_streams() -> None:
+    """Make sure that there are streams, and that characters which a terminal lacks do not stop a command."""
+    if sys.stdout is None:  # closed by the shell: lvlm … >&-
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open until the process ends
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")

@@ -11,13 +11,13 @@ from rich.console import Console
 from costmodel import Prediction
 from costmodel.report import stage_dict
 from costmodel.stage_cost import OperatorCost
-from studies import figures
 from studies.options import FOR_PEOPLE, ONE_DEVICE, OUTPUT, TEXT_PROMPT, Format, Prompt, Serving
 from studies.output import Answer, emit, note
 from studies.request import Request, describe, predict_request, serving_inputs
 from studies.roofs import Roof, device_stages, operator_bits, rate_flops_per_s, roofs
 from studies.tables import GB, MS, TERA, number, percent, sections, table
 
+SUFFIXES = (".svg", ".png", ".pdf")
 COLUMNS = ("stage, operator", "ms", "share", "TFLOP", "GB", "FLOP/byte", "ridge", "TFLOP/s", "bound")
 
 
@@ -43,10 +43,12 @@ def roofline(
         Draw it into this file: .svg, .png or .pdf.
     """
     if figure is not None:
-        figures.check(figure)
+        _check(figure)
     request = Request.of(model, prompt, serving.output)
     prediction = predict_request(request, hardware, serving)
     if figure is not None:
+        from studies import figures  # half a second of matplotlib
+
         figures.save(figures.roofline(prediction, describe(prediction, request)), figure)
         note(f"wrote {figure}")
     if not prediction.fits:
@@ -56,6 +58,14 @@ def roofline(
         "roofline", inputs, _values(prediction), lambda: _rows(prediction), lambda to: _show(to, prediction, request)
     )
     emit(answer, form)
+
+
+def _check(path: Path) -> None:
+    """Refuse a file that no figure can be written to, before the work is done."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"cannot draw into {str(path)!r}; use a name that ends in {', '.join(SUFFIXES)}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {str(path)!r}: its folder must exist, and it must be no folder itself")
 
 
 def _values(prediction: Prediction) -> dict[str, Any]:
