@@ -8,11 +8,12 @@
 """
 
 from costmodel.catalogue import load_model, model_names
+from costmodel.deployment import Parallelism, Precision
 from costmodel.engine import engine_names, load_engine
 from costmodel.errors import DoesNotFit, Unsupported
 from costmodel.hardware import hardware_names, load_hardware
 from costmodel.predict import Prediction, evaluate, predict
-from costmodel.query import Parallelism, Precision, build_query
+from costmodel.query import build_query
 from costmodel.techniques import compose, technique
 from costmodel.workload import Image, Video, Workload
 

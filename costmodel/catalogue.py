@@ -87,7 +87,8 @@ def with_pixel_limits(model: ModelSpec, least: int, most: int) -> ModelSpec:
 
 @functools.cache
 def _load_known(name: str) -> ModelSpec:
-    return _read(ModelFiles(json.loads(load_model_files()[name]), source=name), name)
+    source = f"costmodel/model_configs/{name}.json"
+    return _read(ModelFiles(json.loads(load_model_files()[name]), source=source), name)
 
 
 def _read(files: ModelFiles, name: str) -> ModelSpec:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from costmodel.predict import Prediction
 
 N_DEAREST: Final = 3
+MANY: Final = 2
 ROWS: Final = {"encode": "patches", "adapt": "visual tokens", "prefill": "prompt tokens", "decode": "sequences"}
 SPENT: Final = {
     "compute": "compute-bound",
@@ -38,12 +39,16 @@ def _stage_line(prediction: Prediction, name: str, stage: StageCost) -> str:
     if name == "preprocess":
         cost = prediction.query.engine.preprocessing
         return (
-            f"{head}; decoding and resizing pictures on {cost.workers} core(s); fewer pixels or a faster processor help"
+            f"{head}; decoding and resizing pictures on {_cores(cost.workers)}; fewer pixels or a faster processor help"
         )
     dearest = ", ".join(
         f"{o.name.partition('.')[2]} {o.time_s / stage.time_s:.0%}" for o in stage.operators[:N_DEAREST]
     )
     return f"{head}; dearest: {dearest}; {_what_moves(prediction, name, stage)}"
+
+
+def _cores(n_cores: int) -> str:
+    return "one core" if n_cores == 1 else f"{n_cores} cores"
 
 
 def _what_moves(prediction: Prediction, name: str, stage: StageCost) -> str:
@@ -85,13 +90,13 @@ def _crossing(prediction: Prediction, name: str, operators: list[OperatorCost]) 
 
 def _fewer(prediction: Prediction, name: str, operators: list[OperatorCost]) -> str:
     rows = _rows(prediction, name) * _crossing(prediction, name, operators)
-    return f"below about {max(1, round(rows)):,} {ROWS[name]} a pass"
+    return f"below about {rows:,.0f} {ROWS[name]} a pass" if rows >= MANY else f"at no usual number of {ROWS[name]}"
 
 
 def _more(prediction: Prediction, name: str, operators: list[OperatorCost]) -> str:
     crossing = _crossing(prediction, name, operators)
     if crossing == float("inf"):
-        return f"at no number of {ROWS[name]}: traffic grows as fast as work"
+        return f"at no number of {ROWS[name]}, for each brings more traffic than work"
     return f"from about {round(_rows(prediction, name) * crossing):,} {ROWS[name]} a step on"
 
 
@@ -127,7 +132,7 @@ def _memory_line(prediction: Prediction) -> str:
         key=lambda part: part[1],
     )
     used = memory.peak_bytes / memory.usable_bytes
-    fit = f"at most {batch:,} such requests fit together"
+    fit = f"at most {batch:,} such requests fit together" if batch else "not even one such request fits"
     return f"memory: {used:.0%} of what the engine may use, most of it {largest[0]}; {fit}"
 
 

@@ -11,11 +11,12 @@ import numpy as np
 
 from costmodel.base import Array, Quantity
 from costmodel.catalogue import load_model
+from costmodel.deployment import Parallelism, Precision
 from costmodel.engine import EngineProfile, load_engine
 from costmodel.evaluate import Evaluator, TurnTimes
 from costmodel.hardware import HardwareProfile, load_hardware
 from costmodel.models import ModelSpec
-from costmodel.query import STAGES, Parallelism, Precision, Query, build_query
+from costmodel.query import STAGES, Query, build_query
 from costmodel.sweep import blocks, shape_of
 from costmodel.techniques import Technique, compose
 from costmodel.workload import Workload
@@ -135,8 +136,8 @@ class Prediction:
 
     Notes
     -----
-    Everything else is worked out (and its module imported) when it is asked for, for single points only. Energy, CO2 and
-    cost are those of one request of the batch; memory is that of one device.
+    Everything else is worked out (and its module imported) when it is asked for, for single points only. Energy, CO2
+    and cost are those of one request of the batch; memory is that of one device.
     """
 
     query: Query

@@ -17,10 +17,11 @@ import numpy as np
 from costmodel import equations
 from costmodel.base import Quantity
 from costmodel.blocks import Run, Widths, Work, all_gather, all_reduce, attend, elementwise, gemm, layer
+from costmodel.deployment import Parallelism, Precision
 from costmodel.memo import Cache, remember
 from costmodel.models import LayerSpec, ModelSpec
 from costmodel.operators import Kind, Operator, OperatorTable
-from costmodel.query import KVEntry, Parallelism, Precision, Query, Segment, Stage
+from costmodel.query import KVEntry, Query, Segment, Stage
 
 DEVICE_STAGES: Final[tuple[Stage, ...]] = ("encode", "adapt", "prefill", "decode")
 N_PAIR = 3
@@ -41,18 +42,21 @@ class Sums:
         Patches (encode), visual tokens (adapt), prompt tokens (prefill) or sequences (decode).
     sequences : float or ndarray
         Rows that go through the head.
+    head_passes : float or ndarray
+        Passes in which at least one does.
     works : tuple of Work
         One a segment (encode, prefill) or a cache entry (decode).
     """
 
     passes: Quantity
     rows: Quantity
-    sequences: Quantity
+    sequences: Quantity = 0.0
+    head_passes: Quantity = 0.0
     works: tuple[Work, ...] = ()
 
     def flat(self) -> list[Quantity]:
         """Return the sums as a list, in the order of `unit_sums`."""
-        values = [self.passes, self.rows, self.sequences]
+        values = [self.passes, self.rows, self.sequences, self.head_passes]
         for work in self.works:
             values += [work.rows, work.pairs, work.keys]
         return values
@@ -60,9 +64,9 @@ class Sums:
 
 def unit_sums(n_works: int) -> Sums:
     """Return sums whose every field is its own unit vector."""
-    units = np.eye(3 + 3 * n_works)
-    works = tuple(Work(units[0], *units[3 + 3 * i : 6 + 3 * i]) for i in range(n_works))
-    return Sums(units[0], units[1], units[2], works)
+    units = np.eye(4 + 3 * n_works)
+    works = tuple(Work(units[0], *units[4 + 3 * i : 7 + 3 * i]) for i in range(n_works))
+    return Sums(units[0], units[1], units[2], units[3], works)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,17 +245,17 @@ def decode(structure: Structure, sums: Sums) -> list[Operator]:
 def _ends(structure: Structure, sums: Sums, stage: str) -> list[Operator]:
     """List embedding, last norm, head and sampling."""
     decoder, widths = structure.model.decoder, structure.head_widths
-    run = Run(sums.passes, widths)
+    run, head = Run(sums.passes, widths), Run(sums.head_passes, widths)
     operators = [
         elementwise(f"{stage}.embedding", sums.rows, numbers=2 * decoder.width, run=run),
         elementwise(f"{stage}.final_norm", sums.rows, numbers=4 * decoder.width, run=run),
-        gemm(f"{stage}.head", sums.sequences, d_in=decoder.width, d_out=decoder.vocabulary / widths.tp, run=run),
-        elementwise(f"{stage}.sampling", sums.sequences, numbers=2 * decoder.vocabulary, run=run),
+        gemm(f"{stage}.head", sums.sequences, d_in=decoder.width, d_out=decoder.vocabulary / widths.tp, run=head),
+        elementwise(f"{stage}.sampling", sums.sequences, numbers=2 * decoder.vocabulary, run=head),
     ]
     if widths.tp > 1:
         operators += [
             all_reduce(f"{stage}.all_reduce_embedding", sums.rows, numbers=decoder.width, run=run),
-            all_gather(f"{stage}.all_gather_logits", sums.sequences, numbers=decoder.vocabulary, run=run),
+            all_gather(f"{stage}.all_gather_logits", sums.sequences, numbers=decoder.vocabulary, run=head),
         ]
     return operators
 

@@ -51,7 +51,7 @@ def encode_points(query: Query, structure: Structure, turn: Turn) -> Points:
     media, pictures = query.media, query.batch * turn.visual_share
     passes = _encoder_passes(query, turn)
     works = tuple(_encoder_work(query, segment, passes, pictures) for segment in structure.encoder)
-    return Points.of([Sums(passes, media.patches * pictures, 0.0, works)], (1.0,))
+    return Points.of([Sums(passes, media.patches * pictures, works=works)], (1.0,))
 
 
 def _encoder_work(query: Query, segment: Segment, passes: Quantity, pictures: Quantity) -> Work:
@@ -71,7 +71,7 @@ def adapt_points(query: Query, structure: Structure, turn: Turn) -> Points:
     """Return the adapter's work in a turn."""
     del structure
     tokens = query.media.visual_tokens * query.batch * turn.visual_share
-    return Points.of([Sums(_encoder_passes(query, turn), tokens, 0.0)], (1.0,))
+    return Points.of([Sums(_encoder_passes(query, turn), tokens)], (1.0,))
 
 
 def turn_tokens(query: Query, turn: Turn) -> tuple[Quantity, Quantity]:
@@ -91,11 +91,14 @@ def prefill_points(query: Query, structure: Structure, turn: Turn) -> Points:
     shares = (chunk / tokens, last) if chunked else (last,)
     counts = (passes - 1.0, 1.0) if chunked else (1.0,)
     works = tuple(_prefill_work(query, segment, turn, visual, other) for segment in structure.decoder)
-    points = [
-        Sums(1.0, tokens * share, query.batch * share, tuple(_scaled(work, share) for work in works))
-        for share in shares
-    ]
-    return Points.of(points, counts)
+    return Points.of([_prefill_pass(query, tokens, works, share) for share in shares], counts)
+
+
+def _prefill_pass(query: Query, tokens: Quantity, works: tuple[Work, ...], share: Quantity) -> Sums:
+    """Return the pass that handles this share of prefill; the head runs where a sequence ends."""
+    ending = query.batch * share
+    scaled = tuple(_scaled(work, share) for work in works)
+    return Sums(1.0, tokens * share, ending, np.minimum(ending, 1.0), scaled)
 
 
 def _scaled(work: Work, share: Quantity) -> Work:
@@ -138,7 +141,7 @@ def decode_points(query: Query, structure: Structure, turn: Turn, *, detailed: b
 def _step(query: Query, reads: list[Quantity]) -> Sums:
     batch = query.batch
     works = tuple(Work(1.0, batch, batch * keys, batch * keys) for keys in reads)
-    return Sums(1.0, batch, batch, works)
+    return Sums(1.0, batch, batch, 1.0, works)
 
 
 def kept_tokens(query: Query, entry: KVEntry) -> Quantity:

@@ -130,7 +130,7 @@ class Video:
                 fps = float(stream.average_rate or stream.guessed_rate or 0)
                 seconds = container.duration / av.time_base if container.duration else stream.frames / fps
                 return Video(stream.width, stream.height, float(seconds), fps)
-        except (av.FFmpegError, IndexError, ZeroDivisionError) as error:
+        except (av.FFmpegError, IndexError, ZeroDivisionError, ValueError) as error:
             raise ValueError(f"{str(path)!r} is no video that can be read: {error}") from None
 
 

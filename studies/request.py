@@ -13,7 +13,6 @@ from costmodel import (
     Workload,
     load_hardware,
     load_model,
-    model_names,
     predict,
 )
 from costmodel.catalogue import with_pixel_limits
@@ -67,7 +66,7 @@ class Request:
         images = zip(workload.images, prompt.image, strict=True)
         videos = zip(workload.videos, prompt.video, strict=True)
         return {
-            "model": {"name": self.model.name, "family": self.model.family, "source": source_file(self.model)},
+            "model": {"name": self.model.name, "family": self.model.family, "source": self.model.source},
             "images": [{"source": text, "width": i.width, "height": i.height} for i, text in images],
             "videos": [
                 {
@@ -83,12 +82,6 @@ class Request:
             "pixels": list(parse.pixels(prompt.pixels)) if prompt.pixels else None,
             "text": prompt.text,
         }
-
-
-def source_file(model: ModelSpec) -> str:
-    """Return the file that a model was read from; those of the catalogue are data of the package."""
-    known = model.source in model_names()
-    return f"costmodel/model_configs/{model.source}.json" if known else model.source
 
 
 def _videos(prompt: Prompt) -> list[Video]:

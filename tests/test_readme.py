@@ -30,10 +30,7 @@ def test_commands_run(command, tmp_path, monkeypatch, capsys):
     photo = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
     monkeypatch.chdir(tmp_path)
     arguments = [str(photo) if part == "photo.jpg" else part for part in shlex.split(command)[1:]]
-    monkeypatch.setattr("sys.argv", ["lvlm", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code, capsys.readouterr().err
+    assert main(arguments) == 0, capsys.readouterr().err
 
 
 def test_every_link_to_a_file_leads_somewhere():

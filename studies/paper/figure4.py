@@ -55,8 +55,8 @@ Encode: 577 rows read each two-byte weight once, so with weights alone the inten
 activations that pass through memory between operators bring it down. 1200 is what about 1,200 rows over weights alone
 would give: two such images in one pass.
 
-Prefill: {rows} rows over two-byte weights give at most {rows} FLOP/byte; activations and the cache take their share. 160
-would be the intensity of 160 rows over weights alone; it lies just above the ridge.
+Prefill: {rows} rows over two-byte weights give at most {rows} FLOP/byte; activations and the cache take their share.
+160 would be the intensity of 160 rows over weights alone; it lies just above the ridge.
 
 Decode: Eq. 11 gives {decode:g}; ours adds the cache and the activations of one row.
 """
