@@ -11,7 +11,6 @@ from costmodel import load_model, model_names
 from costmodel.models import LayerRun, ModelSpec
 from studies.options import FOR_PEOPLE, Format
 from studies.output import Answer, emit
-from studies.request import source_file
 from studies.tables import GB, MISSING, number, sections, table
 
 WIDTH, HEIGHT = 1920, 1080
@@ -33,7 +32,7 @@ def models(name: str | None = None, /, *, form: Format = FOR_PEOPLE) -> None:
         return
     model = load_model(name)
     numbers = _numbers(model)
-    values = {"models": [{**_row(model), "source": source_file(model), "numbers": numbers}]}
+    values = {"models": [{**_row(model), "source": model.source, "numbers": numbers}]}
     emit(Answer("models", {"name": name}, values, lambda: numbers, lambda to: _show(to, model)), form)
 
 
@@ -89,7 +88,7 @@ def _numbers(model: ModelSpec) -> list[dict[str, Any]]:
         derived[f"visual_tokens_{WIDTH}x{HEIGHT}"] = tokens
     kinds: dict[str, Mapping[str, float]] = {"read": read, "derived": derived}
     return [
-        {"key": key, "value": value, "kind": kind, "source": source_file(model)}
+        {"key": key, "value": value, "kind": kind, "source": model.source}
         for kind, numbers in kinds.items()
         for key, value in numbers.items()
     ]
@@ -106,7 +105,7 @@ def _layer_numbers(tower: str, runs: tuple[LayerRun, ...]) -> dict[str, float]:
 
 
 def _show(to: Console, model: ModelSpec) -> None:
-    head = f"{model.name}: family {model.family}, configuration from {source_file(model)}"
+    head = f"{model.name}: family {model.family}, configuration from {model.source}"
     rows = [(row["key"], f"{row['value']:,}", row["kind"]) for row in _numbers(model)]
     legend = "read: a key of the configuration, or its default in transformers; derived: added up from them."
     sections(to, head, table(("number", "value", "kind"), rows), legend)
