@@ -14,6 +14,8 @@ from costmodel.families import load_families
 from costmodel.families.files import Json, ModelFiles
 from costmodel.models import ModelSpec
 
+MAX_AREA = 10**10
+"""Largest area that a limit may name [pixels]."""
 MAX_CONFIG_BYTES = 16_000_000
 """Larger files are no config.json."""
 
@@ -60,11 +62,18 @@ def load_model(name: str | Path) -> ModelSpec:
     if text in load_model_files():
         return _load_known(text)
     path = Path(text)
-    if path.is_dir() or path.suffix == ".json":
+    if _is_folder(path) or path.suffix == ".json":
         return _read(_files_at(path), path.stem if path.suffix else path.name)
     if _is_hub_id(text):
         return _read(_files_at(_hub_folder(text)), text)
     raise unknown("model (no name, file or folder)", text, load_model_files())
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that no file system takes
+        return False
 
 
 def with_pixel_limits(model: ModelSpec, least: int, most: int) -> ModelSpec:
@@ -77,7 +86,7 @@ def with_pixel_limits(model: ModelSpec, least: int, most: int) -> ModelSpec:
     ValueError
         If the limits are not positive, or the wrong way round.
     """
-    if not 0 < least <= most:
+    if not 0 < least <= most <= MAX_AREA:
         raise ValueError(f"pixels={least}:{most} must be two areas in pixels, the smaller first, such as 100352:602112")
     limited = getattr(model.media, "with_pixel_limits", None)
     if limited is None:
@@ -96,7 +105,7 @@ def _read(files: ModelFiles, name: str) -> ModelSpec:
     if model_type is None:
         raise ValueError(f"{files.source}: no model_type; a Hugging Face config.json has one")
     families = load_families()
-    if model_type not in families:
+    if not isinstance(model_type, str) or model_type not in families:
         raise unknown(f"model type (in {files.source})", model_type, families)
     module = families[model_type]
     try:

@@ -15,6 +15,9 @@ from collections.abc import Iterable
 
 from pydantic import ValidationError
 
+MOST_SHOWN = 80
+"""Characters of a wrong value that a message repeats."""
+
 
 class Unsupported(ValueError):
     """A valid input whose cost is not modelled; never a silent zero."""
@@ -45,9 +48,10 @@ def unknown(what: str, name: object, known: Iterable[str]) -> LookupError:
     import difflib  # needed for errors alone
 
     names = sorted(known)
-    near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name)[:MOST_SHOWN].lower(), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return LookupError(f"unknown {what} {name!r}{hint} known: {', '.join(names) or 'none'}")
+    shown = repr(name) if len(repr(name)) <= MOST_SHOWN else f"{repr(name)[:MOST_SHOWN]}…"
+    return LookupError(f"unknown {what} {shown}{hint} known: {', '.join(names) or 'none'}")
 
 
 def one_line(error: ValidationError, source: str) -> ValueError:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
 from costmodel.base import Quantity
 from costmodel.hardware import HardwareProfile
-from costmodel.operators import OperatorTable
+from costmodel.operators import Operator, OperatorTable
 from costmodel.query import Query, Stage, Turn
 from costmodel.roofline import PricedTable, operator_s, priced
 from costmodel.stages import Structure
@@ -77,12 +77,28 @@ class Evaluator:
             found = self.kept_points[key] = POINTS[stage](self.query, self.structure, turn, **detail)
         return found
 
+    def overheads(self, stage: Stage) -> list[tuple[Operator, float]]:
+        """Return the operators that techniques add to a stage (of decode, to one step) with their times [s]."""
+        n_devices = self.n_devices(stage)
+        engine = self.query.engine
+        return [(o, float(operator_s(o, self.hardware, engine, n_devices))) for o in self._added(stage)]
+
+    def _added(self, stage: Stage) -> list[Operator]:
+        return [o for overhead in self.query.overheads if overhead.stage == stage for o in overhead.operators]
+
     def overhead_s(self, stage: Stage) -> Quantity:
-        """Return what techniques add to a stage [s]."""
+        """Return what techniques add to a stage, of decode to one step [s]."""
         if not self.query.overheads:
             return 0.0
-        found = [o for overhead in self.query.overheads if overhead.stage == stage for o in overhead.operators]
+        found = self._added(stage)
         return sum((operator_s(o, self.hardware, self.query.engine, self.n_devices(stage)) for o in found), start=0.0)
+
+    def bound(self, operator: Operator) -> Literal["compute", "memory"]:
+        """Return the roof that binds an operator of a technique."""
+        ridge = self.hardware.peak_flops_per_s[self.hardware.precision(operator.bits)]
+        traffic = operator.weight_bytes + operator.activation_bytes + operator.kv_bytes
+        busy = operator.flops / ridge, traffic / self.hardware.memory_bandwidth_bytes_per_s
+        return "compute" if busy[0] > busy[1] else "memory"
 
     def _point_times(self, stage: Stage, turn: Turn) -> list[Quantity]:
         """Return the time of every point of a stage, of a sweep as arrays [s]."""

@@ -14,7 +14,8 @@ from costmodel.base import Frozen, FrozenMap
 from costmodel.errors import Unsupported, one_line, unknown
 from costmodel.sources import Source, SourceKind, by_source_kind, require_sources
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(ge=1e-9, le=1e21)]
+"""A number that some device may have in SI units: nothing slower than a nanohertz, nothing beyond a zetta."""
 
 PRECISIONS_BY_BITS: Mapping[int, tuple[str, ...]] = {
     32: ("fp32", "tf32"),
@@ -183,8 +184,7 @@ def load_hardware(name: str) -> HardwareProfile:
     >>> load_hardware("a100-sxm4-80gb").peak_flops_per_s["bf16"]
     312000000000000.0
     """
-    is_file = Path(name.partition(":")[0]).suffix == ".toml"
-    return _load(name) if is_file else _load_known(name)
+    return _load_known(name) if name in load_catalogue() else _load(name)
 
 
 @functools.cache
@@ -195,7 +195,9 @@ def _load_known(name: str) -> HardwareProfile:
 def _load(name: str) -> HardwareProfile:
     import tomllib  # needed for files alone
 
-    base, _, changes = name.partition(":")
+    base, colon, changes = name.partition(":")
+    if colon and not changes:
+        raise ValueError(f"hardware {name!r} ends in ':'; leave it out, or change something: {name}tdp_w=500")
     text, source = _text(base)
     try:
         values = tomllib.loads(text)

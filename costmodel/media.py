@@ -64,11 +64,11 @@ _SUMMED = ("patches", "rows", "pairs", "window_pairs", "visual_tokens", "marker_
 
 def n_frames(rule: MediaRule, video: Video) -> int:
     """Return how many frames of a video the model is given."""
-    if video.frames is None:
-        return rule.frames(video)
-    if video.frames > video.total_frames:
-        raise ValueError(f"Video.frames={video.frames} exceeds the {video.total_frames} frames of the clip; use fewer")
-    return video.frames
+    frames = rule.frames(video) if video.frames is None else video.frames
+    if frames > video.total_frames:
+        asked = f"Video.frames={frames}" if video.frames else f"Video.sample_fps={video.sample_fps} takes {frames} and"
+        raise ValueError(f"{asked} exceeds the {video.total_frames} frames of the clip; use fewer")
+    return frames
 
 
 def media_costs(rule: MediaRule, workload: Workload) -> Sequence[MediaCost]:

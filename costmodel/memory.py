@@ -12,7 +12,7 @@ from costmodel.blocks import Widths, kv_bytes_each, kv_width_on_device, weight_b
 from costmodel.hardware import HardwareProfile
 from costmodel.memo import remember
 from costmodel.models import LayerSpec
-from costmodel.query import KVEntry, Query
+from costmodel.query import MAX_BATCH, KVEntry, Query
 from costmodel.stages import Structure
 from costmodel.sums import kept_tokens, turn_tokens
 from costmodel.units import BITS_PER_BYTE, PIXEL_BYTES
@@ -196,4 +196,5 @@ def max_batch(query: Query, hardware: HardwareProfile, structure: Structure | No
     free = hardware.memory_bytes * engine.memory_fraction - engine.reserve_bytes - weights_bytes(structure)
     cache = kv_bytes_per_request(query)
     stages = activations(query, structure)
-    return max(0, int(min(float(stage.largest_batch(free, cache)) for stage in stages)))
+    largest = min(float(stage.largest_batch(free, cache)) for stage in stages)
+    return int(min(max(0.0, largest), MAX_BATCH))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from costmodel.base import Array
 from costmodel.evaluate import Evaluator, pixel_copy_bytes
-from costmodel.operators import ACTIVATION, FLOPS, KV, LINK, WEIGHT, Kind, OperatorTable
+from costmodel.operators import ACTIVATION, FLOPS, KV, LINK, WEIGHT, Kind, Operator, OperatorTable
 from costmodel.query import Stage, Turn
 from costmodel.roofline import ROOFS
 
@@ -171,27 +172,37 @@ def stage_cost(evaluator: Evaluator, stage: Stage, turn: Turn, time_s: float) ->
     highest = roofs.max(axis=0)
     weighted = points.sums @ counts
     priced = Priced(table, weighted, roofs @ counts, highest @ counts, starts @ counts)
-    totals = (table.totals @ weighted).tolist()
+    totals = table.totals @ weighted
+    kind_s = np.bincount(table.kinds, weights=priced.busy_s + priced.start_s, minlength=N_KINDS)
+    n_runs = float(counts[-1]) if stage == "decode" else 1.0
+    added = [(operator, seconds * n_runs) for operator, seconds in evaluator.overheads(stage)]
+    for operator, seconds in added:
+        totals += np.array(operator.columns, dtype=float) * (operator.repeats * n_runs)
+        kind_s[operator.kind] += seconds
     return StageCost(
         time_s=time_s,
-        flops=totals[FLOPS],
-        weight_bytes=totals[WEIGHT],
-        activation_bytes=totals[ACTIVATION],
-        kv_bytes=totals[KV],
-        link_bytes=totals[LINK],
-        shares=_shares(priced, time_s),
-        kind_s=tuple(np.bincount(table.kinds, weights=priced.busy_s + priced.start_s, minlength=N_KINDS).tolist()),
+        flops=float(totals[FLOPS]),
+        weight_bytes=float(totals[WEIGHT]),
+        activation_bytes=float(totals[ACTIVATION]),
+        kv_bytes=float(totals[KV]),
+        link_bytes=float(totals[LINK]),
+        shares=_shares(priced, added, evaluator, time_s),
+        kind_s=tuple(kind_s.tolist()),
         step_time_s=_step_times(evaluator, highest + starts) if stage == "decode" else (),
         priced=priced,
     )
 
 
-def _shares(priced: Priced, total_s: float) -> tuple[tuple[Bound, float], ...]:
+def _shares(
+    priced: Priced, added: Sequence[tuple[Operator, float]], evaluator: Evaluator, total_s: float
+) -> tuple[tuple[Bound, float], ...]:
     """Return the share of a stage's time by what binds it; what no operator explains is the host's."""
     times: dict[Bound, float] = dict.fromkeys(ROOFS, 0.0)
     for roof, seconds in zip(priced.roofs_s.argmax(axis=0).tolist(), priced.busy_s.tolist(), strict=True):
         times[ROOFS[roof]] += seconds
     times["start"] = float(priced.start_s.sum())
+    for operator, seconds in added:
+        times[evaluator.bound(operator)] += seconds
     times["host"] = total_s - sum(times.values())
     ranked = sorted(times.items(), key=lambda item: -item[1])
     least = 1e-9 * total_s  # what is left of rounding is no host time

@@ -18,6 +18,7 @@ from costmodel import equations
 from costmodel.base import Quantity
 from costmodel.blocks import Run, Widths, Work, all_gather, all_reduce, attend, elementwise, gemm, layer
 from costmodel.deployment import Parallelism, Precision
+from costmodel.errors import Unsupported
 from costmodel.memo import Cache, remember
 from costmodel.models import LayerSpec, ModelSpec
 from costmodel.operators import Kind, Operator, OperatorTable
@@ -98,6 +99,9 @@ class Structure:
     @staticmethod
     def of(query: Query) -> Structure:
         """Return the structure of a query, from the model's cache when it was made before."""
+        away = [entry.placement for entry in query.kv if entry.placement != "gpu"]
+        if away:
+            raise Unsupported(f"KVEntry.placement={away[0]!r} is not priced yet; keep the cache on the gpu")
         pricing = query.engine.pricing
         key = (query.encoder, query.decoder, query.kv, query.precision, query.parallelism, pricing)
         return remember(

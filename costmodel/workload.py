@@ -19,7 +19,7 @@ FIRST_SIDEWAYS = 5
 
 def _check_side(owner: str, **sides: int) -> None:
     for name, value in sides.items():
-        if isinstance(value, bool) or value != int(value) or not 1 <= value <= MAX_SIDE:
+        if isinstance(value, bool) or not 1 <= value <= MAX_SIDE or value != int(value):
             raise ValueError(f"{owner}.{name}={value!r} must be a whole number of pixels from 1 to {MAX_SIDE}")
 
 
@@ -98,7 +98,7 @@ class Video:
             value = getattr(self, name)
             if value is not None and not 0 < value < MAX_COUNT:
                 raise ValueError(f"Video.{name}={value!r} must be a positive number")
-        if self.frames is not None and not 1 <= self.frames <= MAX_COUNT:
+        if self.frames is not None and not (1 <= self.frames <= MAX_COUNT and self.frames == int(self.frames)):
             raise ValueError(f"Video.frames={self.frames!r} must be a whole number from 1")
 
     @property
@@ -135,6 +135,8 @@ class Video:
 
 
 def _check_count(name: str, value: Quantity, least: float) -> None:
+    if np.size(value) == 0:
+        raise ValueError(f"Workload.{name} is an empty array; give at least one point")
     low, high = np.min(value), np.max(value)  # NaN fails both comparisons
     if not (low >= least and high <= MAX_COUNT):
         shown = value if np.ndim(value) == 0 else f"[{low} ... {high}]"

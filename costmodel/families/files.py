@@ -15,6 +15,12 @@ from costmodel.models import AdapterSpec, DecoderSpec, MediaRule, VisionEncoderS
 Json = Mapping[str, Any]
 Count = Annotated[int, Field(gt=0, le=10**7, strict=True)]
 """A size in a config: a whole number that a real model can have."""
+Layers = Annotated[int, Field(gt=0, le=1000, strict=True)]
+"""A number of layers."""
+Area = Annotated[int, Field(gt=0, le=10**10, strict=True)]
+"""An area [pixels]."""
+TileCount = Annotated[int, Field(gt=0, le=1000, strict=True)]
+"""A number of tiles."""
 ConfigModel = TypeVar("ConfigModel", bound=Foreign)
 
 UNMODELLED = {

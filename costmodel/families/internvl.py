@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from costmodel.base import Foreign
-from costmodel.families.files import Count, Json, ModelFiles, ModelParts, divide, parse
+from costmodel.families.files import Count, Json, Layers, ModelFiles, ModelParts, TileCount, divide, parse
 from costmodel.families.text import read_decoder
 from costmodel.models import (
     AdapterSpec,
@@ -37,7 +37,7 @@ class InternVision(Foreign):
 
     model_type: Literal["internvl_vision", "intern_vit_6b"] = "internvl_vision"
     hidden_size: Count = 1024
-    num_hidden_layers: Count = 24
+    num_hidden_layers: Layers = 24
     num_attention_heads: Count = 16
     intermediate_size: Count = 4096
     image_size: tuple[Count, Count] | Count = (448, 448)
@@ -120,7 +120,7 @@ class Tiles:
     def frames(self, video: Video) -> int:
         """Return how many frames are taken: eight, or by rate when one is asked for."""
         if video.sample_fps:
-            return max(1, int(video.total_frames / video.fps * video.sample_fps))
+            return max(1, int(video.total_frames / video.fps * video.sample_fps))  # more than there are is refused
         return min(DEFAULT_FRAMES, video.total_frames)
 
     def video(self, n_frames: int, width: int, height: int) -> MediaCost:
@@ -170,18 +170,17 @@ class InternVl(Foreign):
     downsample_ratio: float = 0.5
     tie_word_embeddings: bool | None = None
     force_image_size: Count | None = None
-    min_dynamic_patch: Count = 1
-    max_dynamic_patch: Count = 12
+    min_dynamic_patch: TileCount = 1
+    max_dynamic_patch: TileCount = 12
     use_thumbnail: bool = True
     dynamic_image_size: bool = True
 
 
 class TileLimits(Foreign):
-    """The parts of `preprocessor_config.json` that set the number of tiles."""
+    """The parts of `preprocessor_config.json` that set the number of tiles; `InternVLProcessor` always tiles."""
 
-    min_patches: Count | None = None
-    max_patches: Count | None = None
-    crop_to_patches: bool = True
+    min_patches: TileCount | None = None
+    max_patches: TileCount | None = None
 
 
 def read(files: ModelFiles) -> ModelParts:
@@ -225,7 +224,9 @@ def _shuffle(config: InternVl, source: str) -> int:
 def _media(config: InternVl, image: Json, vision: InternVision, shuffle: int) -> Tiles:
     limits = parse(TileLimits, image, "preprocessor_config.json")
     most = limits.max_patches or config.max_dynamic_patch
-    tiled = config.dynamic_image_size and limits.crop_to_patches
+    least = limits.min_patches or config.min_dynamic_patch
+    if least > most:
+        raise ValueError(f"processor file: the fewest tiles {least} exceed the most {most}")
     per_side = divide(
         vision.side() // vision.patch(), shuffle, "patches along a side by pixel shuffle", "vision_config"
     )
@@ -233,7 +234,7 @@ def _media(config: InternVl, image: Json, vision: InternVision, shuffle: int) ->
         side=vision.side(),
         patch=vision.patch(),
         tokens_per_tile=per_side**2,
-        min_tiles=limits.min_patches or config.min_dynamic_patch,
-        max_tiles=most if tiled else 1,
+        min_tiles=least if config.dynamic_image_size else 1,
+        max_tiles=most if config.dynamic_image_size else 1,
         thumbnail=config.use_thumbnail,
     )

@@ -11,7 +11,7 @@ from typing import Literal
 
 from costmodel.base import Foreign
 from costmodel.errors import Unsupported
-from costmodel.families.files import Count, ModelFiles, ModelParts, divide, parse
+from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, divide, parse
 from costmodel.families.text import read_decoder
 from costmodel.models import (
     AdapterSpec,
@@ -45,7 +45,7 @@ class ClipVision(Foreign):
     model_type: Literal["clip_vision_model"] = "clip_vision_model"
     hidden_size: Count = 768
     intermediate_size: Count = 3072
-    num_hidden_layers: Count = 12
+    num_hidden_layers: Layers = 12
     num_attention_heads: Count = 12
     num_channels: Count = 3
     image_size: Count = 224

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from costmodel.base import Foreign
-from costmodel.families.files import Count, Json, ModelFiles, ModelParts, divide, parse
+from costmodel.families.files import Area, Count, Json, Layers, ModelFiles, ModelParts, divide, parse
 from costmodel.families.text import read_decoder
 from costmodel.models import (
     AdapterSpec,
@@ -34,7 +34,7 @@ WRAPPER_TOKENS = 2  # <|vision_start|> and <|vision_end|>
 class Qwen25Vision(Foreign):
     """`Qwen2_5_VLVisionConfig`."""
 
-    depth: Count = 32
+    depth: Layers = 32
     hidden_size: Count = 3584
     intermediate_size: Count = 3420
     num_heads: Count = 16
@@ -149,15 +149,16 @@ class NativeResolution:
     def _grid(self, width: int, height: int, least: int, most: int) -> tuple[int, int]:
         """Return the merged patches along each side."""
         if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-            raise ValueError(f"image {width}x{height} must not be longer than {MAX_ASPECT_RATIO} times its width")
+            rule = f"must not be longer than {MAX_ASPECT_RATIO} times its shorter side"
+            raise ValueError(f"picture {width}x{height} {rule}; crop it, as the model's own processor refuses it too")
         side = self._unit_side
         columns, rows = round(width / side), round(height / side)
         if columns * rows * side**2 > most:
-            shrink = math.sqrt(width * height / most) * side
-            columns, rows = max(1, math.floor(width / shrink)), max(1, math.floor(height / shrink))
+            shrink = math.sqrt(width * height / most)
+            columns, rows = max(1, math.floor(width / shrink / side)), max(1, math.floor(height / shrink / side))
         elif columns * rows * side**2 < least:
-            grow = math.sqrt(least / (width * height)) / side
-            columns, rows = math.ceil(width * grow), math.ceil(height * grow)
+            grow = math.sqrt(least / (width * height))
+            columns, rows = math.ceil(width * grow / side), math.ceil(height * grow / side)
         return columns, rows
 
     def _cost(self, columns: int, rows: int, *, slices: int, frames: int) -> MediaCost:
@@ -183,21 +184,38 @@ def _sum_of_squares(length: int, window: int) -> int:
     return whole * window**2 + rest**2
 
 
+class Edges(Foreign):
+    """`size` of a processor file: areas under the names of edges."""
+
+    shortest_edge: Area | None = None
+    longest_edge: Area | None = None
+    min_pixels: Area | None = None
+    max_pixels: Area | None = None
+
+
 class PixelLimits(Foreign):
     """The parts of a processor file that set sizes; the hub's values for the released models are the defaults."""
 
-    min_pixels: Count | None = None
-    max_pixels: Count | None = None
-    size: dict[str, Any] = Field(default_factory=dict)
-    fps: float = 2.0
+    min_pixels: Area | None = None
+    max_pixels: Area | None = None
+    size: Edges = Field(default_factory=Edges)
+    fps: Annotated[float, Field(gt=0, le=1000)] = 2.0
     min_frames: Count = 4
     max_frames: Count = 768
 
+    @model_validator(mode="after")
+    def _check_frames(self) -> PixelLimits:
+        if self.min_frames > self.max_frames:
+            raise ValueError(f"min_frames={self.min_frames} exceeds max_frames={self.max_frames}")
+        return self
+
     def limits(self, least: int, most: int) -> tuple[int, int]:
         """Return the smallest and largest area [pixels]."""
-        low = self.min_pixels or self.size.get("shortest_edge") or self.size.get("min_pixels") or least
-        high = self.max_pixels or self.size.get("longest_edge") or self.size.get("max_pixels") or most
-        return int(low), int(high)
+        low = self.min_pixels or self.size.shortest_edge or self.size.min_pixels or least
+        high = self.max_pixels or self.size.longest_edge or self.size.max_pixels or most
+        if low > high:
+            raise ValueError(f"processor file: the smallest area {low} exceeds the largest {high} [pixels]")
+        return low, high
 
 
 HUB_MIN_PIXELS = 3136

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from costmodel.base import Foreign
 from costmodel.errors import Unsupported, unknown
-from costmodel.families.files import Count, Json, divide, parse
+from costmodel.families.files import Count, Json, Layers, divide, parse
 from costmodel.models import AttentionSpec, DecoderSpec, LayerRun, LayerSpec, MlpSpec
 from costmodel.units import UNBOUNDED
 
@@ -21,7 +21,7 @@ class LlamaText(Foreign):
     vocab_size: Count = 32000
     hidden_size: Count = 4096
     intermediate_size: Count = 11008
-    num_hidden_layers: Count = 32
+    num_hidden_layers: Layers = 32
     num_attention_heads: Count = 32
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
@@ -92,7 +92,7 @@ class Qwen25VlText(Qwen2Text):
     vocab_size: Count = 152064
     hidden_size: Count = 8192
     intermediate_size: Count = 29568
-    num_hidden_layers: Count = 80
+    num_hidden_layers: Layers = 80
     num_attention_heads: Count = 64
     num_key_value_heads: Count | None = 8
     max_window_layers: int = 80
@@ -150,7 +150,7 @@ def read_decoder(config: Json, source: str, *, tied: bool | None = None) -> Deco
         If the `model_type` is not one of the decoders known here.
     """
     model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type is not None and model_type not in TEXT_CONFIGS:
+    if model_type is not None and not (isinstance(model_type, str) and model_type in TEXT_CONFIGS):
         raise unknown(f"language model type (in {source})", model_type, TEXT_CONFIGS)
     if model_type is None:
         raise ValueError(f"{source}: text config has no model_type; add one of {', '.join(sorted(TEXT_CONFIGS))}")
