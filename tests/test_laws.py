@@ -14,6 +14,7 @@ from costmodel import (
     Image,
     Parallelism,
     Precision,
+    Unsupported,
     Workload,
     build_query,
     compose,
@@ -623,10 +624,11 @@ def test_a_cache_that_does_not_grow_stays():
     assert first == last
 
 
-def test_a_cache_on_the_host_takes_no_device_memory():
-    query, hardware = plain(), load_hardware(A100)
-    (entry,) = query.kv
-    assert evaluate(replace(query, kv=(replace(entry, placement="host"),)), hardware).memory.kv_bytes == 0
+def test_a_cache_that_is_not_on_the_device_is_refused_rather_than_free():
+    query = plain()
+    away = tuple(replace(entry, placement="host") for entry in query.kv)
+    with pytest.raises(Unsupported, match="placement='host'"):
+        evaluate(replace(query, kv=away), load_hardware(A100))
 
 
 @pytest.mark.parametrize("stage", STAGES)
