@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from costmodel.base import Quantity
-from costmodel.models import AttentionSpec, LayerSpec, MlpSpec
 from costmodel.operators import Kind, Operator
 from costmodel.units import BITS_PER_BYTE
 
@@ -42,12 +41,23 @@ class Widths:
         Of weights, of the inputs of matrix products, of cached keys and values.
     tp : int
         Devices that share every layer.
+    ep : int
+        Devices over which routed experts are dealt out: those of one replica, or of several that share them.
+    expert_imbalance : float
+        Load of the busiest of those devices over the mean.
     """
 
     weight_bits: float = 16
     activation_bits: float = 16
     kv_bits: float = 16
     tp: int = 1
+    ep: int = 1
+    expert_imbalance: float = 1.0
+
+    @property
+    def expert_replicas(self) -> int:
+        """Replicas whose rows meet at one set of experts."""
+        return max(1, self.ep // self.tp)
 
     @property
     def state_bytes(self) -> float:
@@ -60,6 +70,11 @@ class Widths:
         return self.activation_bits / BITS_PER_BYTE
 
     @property
+    def dequantises(self) -> bool:
+        """Whether weights are widened to the inputs' width inside the product (W4A16, W8A16)."""
+        return self.weight_bits < self.activation_bits
+
+    @property
     def math_bits(self) -> int:
         """Width in which products are computed: that of the activations."""
         return int(self.activation_bits)
@@ -67,7 +82,7 @@ class Widths:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """What the attention of a run of layers has to do.
+    """What a run of layers has to do.
 
     Parameters
     ----------
@@ -79,12 +94,15 @@ class Work:
         Query-key pairs that attention computes.
     keys : float or ndarray
         Cached tokens whose keys and values attention reads.
+    touched : float or ndarray
+        Share of the routed experts that any row uses, summed over passes.
     """
 
     passes: Quantity
     rows: Quantity
     pairs: Quantity
     keys: Quantity
+    touched: Quantity = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,6 +142,7 @@ def gemm(name: str, rows: Quantity, *, d_in: float, d_out: float, run: Run) -> O
     -------
     Operator
         2 rows d_in d_out FLOPs; the weight read once a pass, the input read and the output written once [bytes].
+        Products that widen their weights on the way are a kind of their own.
 
     References
     ----------
@@ -132,7 +151,7 @@ def gemm(name: str, rows: Quantity, *, d_in: float, d_out: float, run: Run) -> O
     widths = run.widths
     return Operator(
         name,
-        Kind.GEMM,
+        Kind.DEQUANT_GEMM if widths.dequantises else Kind.GEMM,
         run.repeats,
         flops=rows * (2.0 * d_in * d_out),
         weight_bytes=run.passes * (d_in * d_out * weight_bytes_each(widths.weight_bits)),
@@ -146,69 +165,6 @@ def elementwise(name: str, rows: Quantity, *, numbers: float, run: Run) -> Opera
     """Return a memory-bound operator that reads and writes `numbers` values a row [bytes]."""
     traffic = rows * (numbers * run.widths.state_bytes)
     return Operator(name, Kind.ELEMENTWISE, run.repeats, activation_bytes=traffic, launches=run.passes)
-
-
-def attention(name: str, work: Work, spec: AttentionSpec, *, kind: Kind, run: Run) -> Operator:
-    """Return fused attention: scores, softmax and weighted sum without the score matrix in memory.
-
-    Parameters
-    ----------
-    work : Work
-        Its pairs are computed, its rows read as queries and written as outputs, its keys read from the cache.
-    spec : AttentionSpec
-        Heads; those of one device are the whole over its devices, key/value heads at least one.
-    kind : Kind
-        Prefill, decode or encoder attention.
-
-    Returns
-    -------
-    Operator
-        4 pairs heads head_dim FLOPs [1]_.
-
-    References
-    ----------
-    .. [1] T. Dao et al., "FlashAttention", NeurIPS 2022.
-    """
-    widths = run.widths
-    q_width = spec.q_width / widths.tp
-    kv_bytes = 2 * kv_width_on_device(spec, widths.tp) * kv_bytes_each(widths.kv_bits)
-    return Operator(
-        name,
-        kind,
-        run.repeats,
-        flops=work.pairs * (4.0 * q_width),
-        activation_bytes=work.rows * (2 * q_width * widths.state_bytes),
-        kv_bytes=work.keys * kv_bytes,
-        launches=run.passes,
-        bits=max(16, widths.math_bits),
-    )
-
-
-def score_matrix(name: str, work: Work, spec: AttentionSpec, *, run: Run) -> Operator:
-    """Return the traffic of a score matrix kept in memory: written, read and written by softmax, read again [bytes]."""
-    traffic = work.pairs * (4 * spec.heads / run.widths.tp * run.widths.state_bytes)
-    return Operator(name, Kind.ELEMENTWISE, run.repeats, activation_bytes=traffic, launches=2 * run.passes)
-
-
-def kv_width_on_device(spec: AttentionSpec, tp: int) -> float:
-    """Return the width of one device's key heads: its share, but no less than one head (copies beyond that)."""
-    return max(spec.kv_heads / tp, 1.0) * spec.head_dim
-
-
-def rotary_and_cache(name: str, rows: Quantity, spec: AttentionSpec, *, run: Run, caches: bool) -> Operator:
-    """Return the rotation of queries and keys, and the write of keys and values into the cache [bytes]."""
-    widths = run.widths
-    kv_width = kv_width_on_device(spec, widths.tp)
-    rotated = 2 * (spec.q_width / widths.tp + kv_width) * spec.rotary + kv_width * caches
-    written = 2 * kv_width * kv_bytes_each(widths.kv_bits) * caches
-    return Operator(
-        name,
-        Kind.ELEMENTWISE,
-        run.repeats,
-        activation_bytes=rows * (rotated * widths.state_bytes),
-        kv_bytes=rows * written,
-        launches=run.passes,
-    )
 
 
 def all_reduce(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operator:
@@ -234,49 +190,35 @@ def all_gather(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operat
 def _collective(name: str, numbers: Quantity, *, sent: float, run: Run) -> Operator:
     n_devices = run.widths.tp
     link_bytes = numbers * (run.widths.state_bytes * sent * (n_devices - 1) / n_devices)
-    return Operator(name, Kind.COLLECTIVE, run.repeats, link_bytes=link_bytes, messages=run.passes, launches=run.passes)
+    return _exchange(name, link_bytes, run.passes, peers=n_devices, run=run)
 
 
-def feed_forward(prefix: str, rows: Quantity, spec: MlpSpec, *, width: int, run: Run) -> list[Operator]:
-    """Return a dense feed-forward block: up (and gate), activation, down."""
-    hidden = spec.hidden / run.widths.tp
-    up = hidden * (2 if spec.gated else 1)
-    return [
-        gemm(f"{prefix}.up", rows, d_in=width, d_out=up, run=run),
-        elementwise(f"{prefix}.activation", rows, numbers=up + hidden, run=run),
-        gemm(f"{prefix}.down", rows, d_in=hidden, d_out=width, run=run),
-    ]
+def all_to_all(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operator:
+    """Return an all-to-all of `numbers` values a row of each replica over all devices that hold experts.
 
-
-def layer(prefix: str, rows: Quantity, spec: LayerSpec, *, run: Run, caches: bool) -> list[Operator]:
-    """Return one transformer layer but for its attention: norms, projections, feed-forward, sums over devices.
-
-    Each norm is fused with the residual addition before it: two values read, two written.
+    Returns
+    -------
+    Operator
+        Of its share of a replica's rows, a device sends all but what stays [bytes].
     """
-    mixer, width, tp = spec.mixer, spec.width, run.widths.tp
-    qkv = mixer.q_width / tp + 2 * kv_width_on_device(mixer, tp)
-    operators = [
-        elementwise(f"{prefix}.norm_attention", rows, numbers=4 * width, run=run),
-        gemm(f"{prefix}.qkv", rows, d_in=width, d_out=qkv, run=run),
-        gemm(f"{prefix}.out", rows, d_in=mixer.q_width / tp, d_out=width, run=run),
-        elementwise(f"{prefix}.norm_ffn", rows, numbers=4 * width, run=run),
-        *feed_forward(prefix, rows, spec.ffn, width=width, run=run),
-    ]
-    if mixer.rotary or caches:
-        operators.append(rotary_and_cache(f"{prefix}.rotary", rows, mixer, run=run, caches=caches))
-    if tp > 1:
-        operators += [
-            all_reduce(f"{prefix}.all_reduce_attention", rows, numbers=width, run=run),
-            all_reduce(f"{prefix}.all_reduce_ffn", rows, numbers=width, run=run),
-        ]
-    return operators
+    n_devices = run.widths.ep
+    link_bytes = rows * (numbers / run.widths.tp * run.widths.state_bytes * (n_devices - 1) / n_devices)
+    return _exchange(name, link_bytes, run.passes, peers=n_devices, run=run)
 
 
-def attend(
-    prefix: str, work: Work, spec: AttentionSpec, *, kind: Kind, run: Run, eager: bool = False
-) -> list[Operator]:
-    """Return the attention of a layer; eager attention keeps its score matrix in memory."""
-    operators = [attention(f"{prefix}.attention", work, spec, kind=kind, run=run)]
-    if eager:
-        operators.append(score_matrix(f"{prefix}.scores", work, spec, run=run))
-    return operators
+def send(name: str, rows: Quantity, *, numbers: float, n_hops: int, run: Run) -> Operator:
+    """Return the passing on of `numbers` values a row between pipeline stages, one hop after another [bytes]."""
+    link_bytes = rows * (numbers * run.widths.state_bytes * n_hops / run.widths.tp)
+    return _exchange(name, link_bytes, run.passes * n_hops, peers=run.widths.tp * (n_hops + 1), run=run)
+
+
+def _exchange(name: str, link_bytes: Quantity, messages: Quantity, *, peers: int, run: Run) -> Operator:
+    return Operator(
+        name,
+        Kind.COLLECTIVE,
+        run.repeats,
+        link_bytes=link_bytes,
+        messages=messages,
+        launches=run.passes,
+        peers=peers,
+    )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from costmodel.errors import Unsupported, unknown
+from costmodel.errors import Unsupported, first_line, unknown
 from costmodel.families import load_families
 from costmodel.families.files import Json, ModelFiles
 from costmodel.models import ModelSpec
@@ -113,7 +113,17 @@ def _read(files: ModelFiles, name: str) -> ModelSpec:
     except RecursionError:
         raise ValueError(f"{files.source}: nested too deeply") from None
     family = module.__name__.rpartition(".")[2]
-    return ModelSpec(name, family, parts.decoder, parts.vision, parts.adapter, parts.media, source=files.source)
+    return ModelSpec(
+        name,
+        family,
+        parts.decoder,
+        parts.vision,
+        parts.adapter,
+        parts.media,
+        source=files.source,
+        notes=parts.notes,
+        other_parameters=parts.other_parameters,
+    )
 
 
 def _files_at(path: Path) -> ModelFiles:
@@ -164,4 +174,4 @@ def _hub_folder(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["*config.json"]))
     except Exception as error:  # noqa: BLE001 - the hub raises many kinds, all mean the same here
-        raise ValueError(f"cannot fetch {hub_id!r} from the hub: {str(error).splitlines()[0][:160]}") from None
+        raise ValueError(f"cannot fetch {hub_id!r} from the hub: {first_line(error)}") from None

@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from costmodel.base import Quantity
-from costmodel.errors import unknown
-from costmodel.models import DecoderSpec, LayerSpec
+from costmodel.errors import Unsupported, unknown
+from costmodel.layers import AttentionSpec, LayerSpec, MlpSpec
+from costmodel.models import DecoderSpec
 
 Convention = Literal["torch", "kernel", "fastv", "swiglu-mac", "gqa-mac"]
 CONVENTIONS: Final[tuple[Convention, ...]] = ("torch", "kernel", "fastv", "swiglu-mac", "gqa-mac")
@@ -44,7 +45,14 @@ def layer_flops(layer: LayerSpec, tokens: Quantity, convention: Convention) -> Q
     ------
     LookupError
         If the convention is not known.
+    Unsupported
+        If the layer is of another kind.
     """
+    if not isinstance(layer.mixer, AttentionSpec) or layer.mixer.gated or not isinstance(layer.ffn, MlpSpec):
+        kinds = "latent, cross, gated or linear attention, or experts"
+        raise Unsupported(f"convention {convention} has no formula for {kinds}; use kernel")
+    if convention in ("swiglu-mac", "gqa-mac") and not layer.ffn.gated:
+        raise Unsupported(f"convention {convention} counts a gate, and the feed-forward block has none; use kernel")
     d, m = layer.width, layer.ffn.hidden
     d_q, d_kv = layer.mixer.q_width, layer.mixer.kv_width
     n = tokens
@@ -52,7 +60,8 @@ def layer_flops(layer: LayerSpec, tokens: Quantity, convention: Convention) -> Q
         return n * (4.0 * d * d + 2.0 * d * m) + 2.0 * n * n * d
     if convention == "swiglu-mac":
         return n * (4.0 * d * d + 3.0 * d * m) + 2.0 * n * n * d
-    linear, square = n * (2.0 * d * d_q + 2.0 * d * d_kv + 3.0 * d * m), 2.0 * n * n * d_q
+    matrices = 3.0 if layer.ffn.gated else 2.0
+    linear, square = n * (2.0 * d * d_q + 2.0 * d * d_kv + matrices * d * m), 2.0 * n * n * d_q
     if convention == "gqa-mac":
         return linear + square
     if convention == "torch":
@@ -72,7 +81,7 @@ def prefill_flops(decoder: DecoderSpec, tokens: Quantity | Sequence[Quantity], c
     tokens : float, ndarray, or a sequence of one a layer
         Tokens that go through each layer.
     """
-    layers = [run.layer for run in decoder.runs for _ in range(run.n_layers)]
+    layers = decoder.layers()
     schedule = tokens if isinstance(tokens, Sequence) else [tokens] * len(layers)
     if len(schedule) != len(layers):
         raise ValueError(f"tokens has {len(schedule)} entries for {len(layers)} layers; give one number or one a layer")

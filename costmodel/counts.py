@@ -86,11 +86,17 @@ def count(
         weight_bytes=parameters["total"] * WEIGHT_BYTES,
         kv_bytes_per_token=spec.decoder.kv_bytes_per_token(),
         kv_bytes=float(batch * kv_bytes_per_request(_prompt_only(query))),
-        kv_bytes_per_image=0.0,
+        kv_bytes_per_image=_cross_bytes_per_image(query),
         tokens=tokens(query),
         flops=_flops(query, convention),
         convention=convention,
     )
+
+
+def _cross_bytes_per_image(query: Query) -> float:
+    """Return the cache of cross-attention for the mean picture of the request [bytes]."""
+    each = float(query.media.cross_tokens / np.maximum(query.media.items, 1.0))
+    return each * query.model.decoder.cross_kv_bytes_per_token()
 
 
 def tokens(query: Query) -> dict[str, int]:
@@ -110,7 +116,7 @@ def tokens(query: Query) -> dict[str, int]:
 def counting_engine(convention: Convention) -> EngineProfile:
     """Return an engine without chunks that counts as a convention does."""
     executed = convention == "torch"
-    changes = {"counts_full_square": executed, "runs_unused_layers": executed}
+    changes = {"counts_full_square": executed, "executes_everything": executed}
     return load_engine("ideal").model_copy(update=changes)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from costmodel.errors import Unsupported
+from costmodel.layers import MoeSpec
 from costmodel.models import ModelSpec
 
+MAX_DEGREE = 1024
 BITS = (1, 2, 3, 4, 6, 8, 16, 32)
 
 
@@ -46,34 +48,66 @@ class Parallelism:
 
     Parameters
     ----------
-    tp : int
-        Tensor parallelism of the language model.
+    tp, pp, dp : int
+        Tensor, pipeline and data parallelism of the language model; they multiply to the devices in use.
+    ep : int
+        Devices over which routed experts are dealt out, tensor-parallel ones first, then replicas.
     encoder_tp : int or None
         Tensor parallelism of vision encoder and adapter; None is that of the language model.
+    encoder_dp : int
+        Copies of the encoder among a replica's devices, each encoding whole items, the longest dealt out first.
+    expert_imbalance : float
+        Load of the busiest expert-parallel device over the mean.
     """
 
     tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    ep: int = 1
     encoder_tp: int | None = None
+    encoder_dp: int = 1
+    expert_imbalance: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what no cluster has."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None and (isinstance(value, bool) or value != int(value) or not 1 <= value <= 1024):  # noqa: PLR2004
-                raise ValueError(f"Parallelism.{field.name}={value!r} must be a whole number from 1 to 1024")
-        if self.encoder_tp is not None and self.encoder_tp > self.tp:
-            raise ValueError(
-                f"Parallelism.encoder_tp={self.encoder_tp} must not exceed tp={self.tp}, the devices there are"
-            )
+        for name in ("tp", "pp", "dp", "ep", "encoder_tp", "encoder_dp"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not 1 <= value <= MAX_DEGREE or value != int(value)):
+                raise ValueError(f"Parallelism.{name}={value!r} must be a whole number from 1 to {MAX_DEGREE}")
+        if not 1 <= self.expert_imbalance <= MAX_DEGREE:
+            raise ValueError(f"Parallelism.expert_imbalance={self.expert_imbalance!r} must be 1 (even) or more")
+        if self.ep not in (1, self.tp, self.tp * self.dp):
+            raise ValueError(f"Parallelism.ep={self.ep} must be 1, tp={self.tp} or tp x dp={self.tp * self.dp}")
+        if self.encoder * self.encoder_dp > self.tp * self.pp:
+            used = f"encoder_tp x encoder_dp={self.encoder * self.encoder_dp}"
+            raise ValueError(f"Parallelism.{used} must not exceed tp x pp={self.tp * self.pp}, a replica's devices")
 
     @property
     def encoder(self) -> int:
-        """Devices that share the vision encoder."""
-        return self.encoder_tp or self.tp
+        """Devices that share one copy of the vision encoder."""
+        if self.encoder_tp is not None:
+            return self.encoder_tp
+        return self.tp if self.encoder_dp == 1 else 1
+
+    @property
+    def devices(self) -> int:
+        """Devices in use."""
+        return self.tp * self.pp * self.dp
+
+    def busy(self, stage: str) -> int:
+        """Return the devices that work at the same time in a stage of the request: one stage of each pipeline."""
+        if stage in ("encode", "adapt"):
+            return self.encoder * self.encoder_dp * self.dp
+        return 0 if stage == "preprocess" else self.tp * self.dp
+
+    @property
+    def expert_replicas(self) -> int:
+        """Data-parallel replicas that share one set of experts."""
+        return max(1, self.ep // self.tp)
 
 
 def check_parallelism(model: ModelSpec, parallelism: Parallelism) -> None:
-    """Refuse degrees that do not divide the heads of a tower, as engines do.
+    """Refuse degrees that do not divide the heads, layers or experts of a model, as engines do.
 
     Raises
     ------
@@ -83,12 +117,18 @@ def check_parallelism(model: ModelSpec, parallelism: Parallelism) -> None:
     vision = model.vision.runs if model.vision else ()
     towers = (("tp", parallelism.tp, model.decoder.runs), ("encoder_tp", parallelism.encoder, vision))
     for name, degree, runs in towers:
-        if degree == 1:
-            continue
-        for run in runs:
-            heads = run.layer.mixer.heads
-            if heads % degree:
-                able = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-                raise ValueError(
-                    f"{name}={degree} does not divide the {heads} heads of {model.name}; use one of {able}"
-                )
+        for heads in {run.layer.mixer.heads for run in runs} if degree > 1 else ():
+            _check_divides(name, degree, heads, f"heads of {model.name}")
+    if parallelism.pp > model.decoder.n_layers:
+        raise ValueError(f"pp={parallelism.pp} exceeds the {model.decoder.n_layers} layers of {model.name}; use fewer")
+    experts = {run.layer.ffn.experts for run in model.decoder.runs if isinstance(run.layer.ffn, MoeSpec)}
+    if parallelism.ep > 1 and not experts:
+        raise ValueError(f"ep={parallelism.ep} needs routed experts, and {model.name} has none; leave ep out")
+    for n_experts in experts:
+        _check_divides("ep", parallelism.ep, n_experts, f"experts of {model.name}")
+
+
+def _check_divides(name: str, degree: int, whole: int, what: str) -> None:
+    if whole % degree:
+        able = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
+        raise ValueError(f"{name}={degree} does not divide the {whole} {what}; use one of {able}")

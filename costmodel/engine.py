@@ -73,14 +73,17 @@ class EngineProfile(Frozen):
         Whether stages are lists of operators or the equations of the survey.
     counts_full_square : bool
         Whether causal attention is charged for the masked half too.
-    runs_unused_layers : bool
-        Whether vision layers behind the one that is read are run.
+    executes_everything : bool
+        Whether what `transformers` runs beyond need is run: vision layers behind the one that is read, padding, the
+        expansion of every cached latent in each step.
     first_token_in_prefill : bool
         Whether the first output token belongs to prefill; otherwise every output token is a decode step.
     prefill_chunk_tokens : float
         Most tokens of prefill in one forward pass.
     encoder_chunk_tokens : float
         Most visual tokens encoded in one forward pass.
+    kv_block_tokens : float
+        Tokens of the smallest piece of cache that is allocated.
     step_host_s, request_host_s : float
         Time of the host that a decode step, and a prefill, waits for [s].
     memory_fraction : float
@@ -99,10 +102,11 @@ class EngineProfile(Frozen):
     description: str
     pricing: Literal["operators", "equations"] = "operators"
     counts_full_square: bool = False
-    runs_unused_layers: bool = False
+    executes_everything: bool = False
     first_token_in_prefill: bool = True
     prefill_chunk_tokens: Annotated[float, Field(ge=1)] = UNBOUNDED
     encoder_chunk_tokens: Annotated[float, Field(ge=1)] = UNBOUNDED
+    kv_block_tokens: Annotated[float, Field(ge=1)] = 1.0
     step_host_s: NotNegative = 0.0
     request_host_s: NotNegative = 0.0
     memory_fraction: Share = 1.0

@@ -12,6 +12,7 @@ from costmodel.blocks import Work
 from costmodel.models import DecoderSpec
 from costmodel.operators import Kind, Operator
 from costmodel.query import KVEntry, Segment
+from costmodel.recurrent import STATE_BITS, RecurrentSpec
 from costmodel.units import BITS_PER_BYTE
 
 if TYPE_CHECKING:
@@ -58,12 +59,16 @@ def encode_operator(flops: Quantity) -> Operator:
 def prefill_operator(segment: Segment, work: Work, *, kv_bits: float, n_devices: int) -> Operator:
     """Return prefill as Eq. 4 sees it: attention FLOPs against the keys and values written."""
     mixer = segment.layer.mixer
+    if isinstance(mixer, RecurrentSpec):
+        flops, state = mixer.step_flops / n_devices, mixer.state_width * STATE_BITS / BITS_PER_BYTE / n_devices
+        name, kind = "prefill.eq4_state", Kind.PREFILL_ATTENTION
+        return Operator(name, kind, segment.n_layers, flops=work.pairs * flops, kv_bytes=work.keys * state)
     return Operator(
         "prefill.eq4",
         Kind.PREFILL_ATTENTION,
         segment.n_layers,
         flops=work.pairs * (4.0 * mixer.q_width / n_devices),
-        kv_bytes=work.rows * (2.0 * mixer.kv_width * kv_bits / BITS_PER_BYTE / n_devices),
+        kv_bytes=work.rows * (mixer.cached_width * kv_bits / BITS_PER_BYTE / n_devices),
     )
 
 
@@ -80,5 +85,6 @@ def weights_operator(decoder: DecoderSpec, sums: Sums, *, weight_bits: float, n_
 
 def cache_operator(entry: KVEntry, work: Work, *, n_devices: int) -> Operator:
     """Return the cache of Eq. 6."""
-    each = 2.0 * entry.mixer.kv_width * entry.bits / BITS_PER_BYTE / n_devices
+    width = entry.mixer.state_width if isinstance(entry.mixer, RecurrentSpec) else entry.mixer.cached_width
+    each = width * entry.bits / BITS_PER_BYTE / n_devices
     return Operator("decode.eq6_cache", Kind.DECODE_ATTENTION, entry.n_layers, kv_bytes=work.keys * each)

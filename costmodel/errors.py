@@ -50,8 +50,19 @@ def unknown(what: str, name: object, known: Iterable[str]) -> LookupError:
     names = sorted(known)
     near = difflib.get_close_matches(str(name)[:MOST_SHOWN].lower(), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
-    shown = repr(name) if len(repr(name)) <= MOST_SHOWN else f"{repr(name)[:MOST_SHOWN]}…"
-    return LookupError(f"unknown {what} {shown}{hint} known: {', '.join(names) or 'none'}")
+    return LookupError(f"unknown {what} {shown(name)}{hint} known: {', '.join(names) or 'none'}")
+
+
+def shown(value: object) -> str:
+    """Return a wrong value as a message repeats it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
+def first_line(error: BaseException) -> str:
+    """Return what somebody else's error says, cut to the start of its first line, or its kind when it says nothing."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0][: 2 * MOST_SHOWN]
 
 
 def one_line(error: ValidationError, source: str) -> ValueError:

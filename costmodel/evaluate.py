@@ -59,14 +59,13 @@ class Evaluator:
         """Return the operators of a stage."""
         return self.structure.table(stage)
 
-    def n_devices(self, stage: Stage) -> int:
-        """Return the devices that share a stage."""
-        parallelism = self.query.parallelism
-        return parallelism.encoder if stage in ("encode", "adapt") else parallelism.tp
+    def n_stages(self, stage: Stage) -> int:
+        """Return the pipeline stages that a stage of the request runs through."""
+        return self.query.parallelism.pp if stage in ("prefill", "decode") else 1
 
     def priced(self, stage: Stage) -> PricedTable:
         """Return the operators of a stage with the device's rates."""
-        return priced(self.table(stage), self.hardware, self.query.engine, self.n_devices(stage))
+        return priced(self.table(stage), self.hardware, self.query.engine)
 
     def points(self, stage: Stage, turn: Turn) -> Points:
         """Return the sums of a stage in a turn, worked out once."""
@@ -79,9 +78,7 @@ class Evaluator:
 
     def overheads(self, stage: Stage) -> list[tuple[Operator, float]]:
         """Return the operators that techniques add to a stage (of decode, to one step) with their times [s]."""
-        n_devices = self.n_devices(stage)
-        engine = self.query.engine
-        return [(o, float(operator_s(o, self.hardware, engine, n_devices))) for o in self._added(stage)]
+        return [(o, float(operator_s(o, self.hardware, self.query.engine))) for o in self._added(stage)]
 
     def _added(self, stage: Stage) -> list[Operator]:
         return [o for overhead in self.query.overheads if overhead.stage == stage for o in overhead.operators]
@@ -91,7 +88,7 @@ class Evaluator:
         if not self.query.overheads:
             return 0.0
         found = self._added(stage)
-        return sum((operator_s(o, self.hardware, self.query.engine, self.n_devices(stage)) for o in found), start=0.0)
+        return sum((operator_s(o, self.hardware, self.query.engine) for o in found), start=0.0)
 
     def bound(self, operator: Operator) -> Literal["compute", "memory"]:
         """Return the roof that binds an operator of a technique."""
@@ -138,7 +135,7 @@ def preprocess_s(query: Query, hardware: HardwareProfile, turn: Turn) -> Quantit
     media, cost = query.media, query.engine.preprocessing
     decoding = media.image_pixels * cost.decode_s_per_pixel + media.frame_pixels * cost.frame_s_per_pixel
     work = (decoding + media.resized_pixels * cost.resize_s_per_pixel) * turn.visual_share
-    rounds = np.ceil(query.batch / cost.workers)  # requests are dealt out whole
+    rounds = np.ceil(query.replica_batch / cost.workers)  # requests are dealt out whole
     return work * rounds + pixel_copy_bytes(query, turn) / _host_bandwidth_bytes_per_s(hardware)
 
 
@@ -147,7 +144,7 @@ def pixel_copy_bytes(query: Query, turn: Turn) -> Quantity:
     vision = query.model.vision
     if vision is None or query.engine.pricing == "equations":
         return 0.0
-    return query.media.patches * query.batch * turn.visual_share * vision.patch_width * PIXEL_BYTES
+    return query.media.patches * query.replica_batch * turn.visual_share * vision.patch_width * PIXEL_BYTES
 
 
 def _host_bandwidth_bytes_per_s(hardware: HardwareProfile) -> float:

@@ -31,7 +31,13 @@ def explain(prediction: Prediction) -> list[str]:
     """Return why, one line a finding: each stage that takes time, what leads TTFT, what fills memory."""
     stages = prediction.stages
     lines = [_stage_line(prediction, name, stage) for name, stage in stages.items() if stage.time_s > 0]
-    return [*lines, _first_token_line(prediction), _memory_line(prediction), *_position_lines(prediction)]
+    return [
+        *lines,
+        _first_token_line(prediction),
+        _memory_line(prediction),
+        *_position_lines(prediction),
+        *_note_lines(prediction),
+    ]
 
 
 def _stage_line(prediction: Prediction, name: str, stage: StageCost) -> str:
@@ -66,16 +72,16 @@ def _what_moves(prediction: Prediction, name: str, stage: StageCost) -> str:
         return f"compute would bind with {_factor(memory / compute)} the bandwidth, or {rows}"
     if stage.bound == "start":
         return (
-            f"work would bind with {_factor(_start_over_work(stage))} the rows in a pass, or fewer and larger kernels"
+            f"work would bind with {_factor(_start_over_next(stage))} the rows in a pass, or fewer and larger kernels"
         )
     if stage.bound == "link":
         return "memory would bind with a faster link or fewer devices"
     return "a faster host, or its work overlapped with the device's, would help"
 
 
-def _start_over_work(stage: StageCost) -> float:
-    work = stage.share("compute") + stage.share("memory") + stage.share("link")
-    return stage.share("start") / work if work else float("inf")
+def _start_over_next(stage: StageCost) -> float:
+    next_share = max(stage.share("compute"), stage.share("memory"), stage.share("link"))
+    return stage.share("start") / next_share if next_share else float("inf")
 
 
 def _crossing(prediction: Prediction, name: str, operators: list[OperatorCost]) -> float:
@@ -101,8 +107,9 @@ def _more(prediction: Prediction, name: str, operators: list[OperatorCost]) -> s
 
 
 def _rows(prediction: Prediction, name: str) -> float:
-    tokens, batch = prediction.tokens, float(prediction.query.batch)
-    each = {"encode": tokens["patches"], "adapt": tokens["visual"], "prefill": tokens["prompt"], "decode": 1}
+    tokens, batch = prediction.tokens, float(prediction.query.replica_batch)
+    adapted = tokens["visual"] or tokens["cross"]
+    each = {"encode": tokens["patches"], "adapt": adapted, "prefill": tokens["prompt"], "decode": 1}
     rows = each[name] * batch
     return min(rows, prediction.query.engine.prefill_chunk_tokens) if name == "prefill" else rows
 
@@ -143,3 +150,7 @@ def _position_lines(prediction: Prediction) -> list[str]:
     if not positions or length <= positions:
         return []
     return [f"note: prompt and answer are {length:,} tokens, beyond the {positions:,} positions of the model's config"]
+
+
+def _note_lines(prediction: Prediction) -> list[str]:
+    return [f"note: {note}" for note in prediction.query.model.notes]

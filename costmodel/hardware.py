@@ -38,15 +38,23 @@ class Link(Frozen):
         Time of an empty message.
     devices : int
         Devices of the usual node that it connects.
-    topology : {"switch", "mesh", "ring", "host"}
-        How they are connected.
+    topology : {"switch", "mesh", "ring", "torus", "host"}
+        How they are connected; a mesh links every pair, a torus neighbours in two or three dimensions.
     """
 
-    kind: Literal["nvlink", "pcie", "xgmi", "infiniband", "ethernet", "socket"]
+    kind: Literal["nvlink", "pcie", "xgmi", "infiniband", "ethernet", "socket", "ici", "hccs"]
     bandwidth_bytes_per_s: Positive
     latency_s: Annotated[float, Field(ge=0)]
     devices: Annotated[int, Field(ge=1)]
-    topology: Literal["switch", "mesh", "ring", "host"]
+    topology: Literal["switch", "mesh", "ring", "torus", "host"]
+
+    def rate_bytes_per_s(self, n_devices: int) -> float:
+        """Return what one device sends to so many others at once, itself counted [bytes/s].
+
+        In a mesh every pair has its own share of the device's bandwidth, so fewer peers get less of it.
+        """
+        used = (n_devices - 1) / (self.devices - 1) if self.topology == "mesh" else 1.0
+        return self.bandwidth_bytes_per_s * used
 
 
 class HardwareProfile(Frozen):
@@ -77,7 +85,7 @@ class HardwareProfile(Frozen):
     title: str
     vendor: str
     generation: str
-    kind: Literal["gpu", "cpu"]
+    kind: Literal["gpu", "cpu", "accelerator"]
     memory_bytes: Positive
     memory_bandwidth_bytes_per_s: Positive
     l2_bytes: Positive
@@ -145,7 +153,7 @@ class HardwareProfile(Frozen):
             raise Unsupported(
                 f"tp={devices} has no link on {self.name}, whose node joins {most}; use tp={most} or less"
             )
-        return max(able, key=lambda link: link.bandwidth_bytes_per_s)
+        return max(able, key=lambda link: link.rate_bytes_per_s(devices))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from costmodel.workload import Video, Workload
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MediaTotals:
-    """Totals over the images and videos of one request; the names are those of `MediaCost`."""
+    """Totals over the images and videos of one request; the names are those of `MediaCost`, `item_rows` its `rows`."""
 
     items: Quantity = 0.0
     patches: Quantity = 0.0
@@ -29,24 +29,33 @@ class MediaTotals:
     image_pixels: Quantity = 0.0
     frame_pixels: Quantity = 0.0
     cross_tokens: Quantity = 0.0
+    block_pairs: Quantity = 0.0
+    adapter_tokens: Quantity = 0.0
+    item_rows: tuple[float, ...] = ()
 
 
-def media_totals(model: ModelSpec, workload: Workload) -> MediaTotals:
+def media_totals(model: ModelSpec, workload: Workload, *, executed: bool = False) -> MediaTotals:
     """Return the totals of a workload's pictures.
+
+    Parameters
+    ----------
+    executed : bool
+        Whether to count what `transformers` runs (padding included) where that is more than an engine needs.
 
     Raises
     ------
     Unsupported
         If there are pictures and the model has no vision part.
     """
-    has_media = workload.images or workload.videos or workload.visual_tokens is not None
-    if not has_media:
+    if not workload.has_media:
         return MediaTotals()
     if model.media is None:
         raise Unsupported(f"{model.name} has no vision part; give it text alone, or a vision-language model")
     if workload.visual_tokens is not None:
         return _totals_of_tokens(model.media, workload.visual_tokens)
     costs = media_costs(model.media, workload)
+    if executed:
+        costs = [cost.executed or cost for cost in costs]
     totals = {name: float(sum(getattr(cost, name) for cost in costs)) for name in _SUMMED}
     image_pixels, _ = workload.source_pixels
     frame_pixels = sum(v.width * v.height * n_frames(model.media, v) for v in workload.videos)
@@ -55,11 +64,25 @@ def media_totals(model: ModelSpec, workload: Workload) -> MediaTotals:
         largest_rows=float(max(cost.largest_rows for cost in costs)),
         image_pixels=float(image_pixels),
         frame_pixels=float(frame_pixels),
+        adapter_tokens=float(
+            sum(cost.visual_tokens if cost.adapter_tokens is None else cost.adapter_tokens for cost in costs)
+        ),
+        item_rows=tuple(float(cost.rows) for cost in costs),
         **totals,
     )
 
 
-_SUMMED = ("patches", "rows", "pairs", "window_pairs", "visual_tokens", "marker_tokens", "resized_pixels")
+_SUMMED = (
+    "patches",
+    "rows",
+    "pairs",
+    "window_pairs",
+    "visual_tokens",
+    "marker_tokens",
+    "resized_pixels",
+    "cross_tokens",
+    "block_pairs",
+)
 
 
 def n_frames(rule: MediaRule, video: Video) -> int:
@@ -73,7 +96,8 @@ def n_frames(rule: MediaRule, video: Video) -> int:
 
 def media_costs(rule: MediaRule, workload: Workload) -> Sequence[MediaCost]:
     """Return what each image and video of a workload is to the model, in order."""
-    images = [rule.image(image.width, image.height) for image in workload.images]
+    n_images = len(workload.images)
+    images = [rule.image(image.width, image.height, n_images=n_images) for image in workload.images]
     return images + [rule.video(n_frames(rule, v), v.width, v.height) for v in workload.videos]
 
 
@@ -81,9 +105,10 @@ def _totals_of_tokens(rule: MediaRule, visual_tokens: Quantity) -> MediaTotals:
     """Return the totals of one picture made of this many tokens.
 
     A family that attends over a whole picture pays for the square of its rows; one that tiles pays a tile at a time.
+    Where pictures reach cross-attention alone, the tokens are those that it sees.
     """
     unit = rule.unit()
-    units = visual_tokens / unit.visual_tokens
+    units = visual_tokens / (unit.visual_tokens or unit.cross_tokens)
     rows = units * unit.rows
     return MediaTotals(
         items=np.minimum(visual_tokens, 1.0),
@@ -91,9 +116,12 @@ def _totals_of_tokens(rule: MediaRule, visual_tokens: Quantity) -> MediaTotals:
         rows=rows,
         pairs=units * unit.pairs if unit.pairs else rows * rows,
         window_pairs=units * unit.window_pairs,
-        visual_tokens=visual_tokens,
+        visual_tokens=visual_tokens if unit.visual_tokens else 0.0 * units,
         marker_tokens=0.0 * units,
         largest_rows=rows,
+        cross_tokens=units * unit.cross_tokens,
+        block_pairs=units * unit.block_pairs,
+        adapter_tokens=visual_tokens if unit.adapter_tokens is None else units * unit.adapter_tokens,
         resized_pixels=units * unit.resized_pixels,
         image_pixels=units * unit.resized_pixels,
         frame_pixels=0.0 * units,

@@ -3,114 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Protocol
 
+from costmodel.adapters import AdapterSpec
+from costmodel.layers import CrossAttentionSpec, LayerRun, LayerSpec, MoeSpec, Norm, norm_parameters
 from costmodel.memo import Cache, remember
-from costmodel.units import UNBOUNDED
+from costmodel.recurrent import STATE_BITS, RecurrentSpec
+from costmodel.traces import TracedFfnSpec
 from costmodel.workload import Video
-
-Norm = Literal["rms", "layer"]
-
-
-def norm_parameters(kind: Norm, width: int) -> int:
-    """Return the parameters of a normalisation: a gain, and for a layer norm a bias."""
-    return width if kind == "rms" else 2 * width
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionSpec:
-    """Grouped-query attention.
-
-    Parameters
-    ----------
-    heads, kv_heads, head_dim : int
-        Query heads, key/value heads and the width of one head.
-    causal : bool
-        Whether a query sees only what came before it.
-    window : float
-        Keys that a query sees at most [tokens].
-    grouping : {"sequence", "window"}
-        Whether a vision layer attends over the whole item or inside windows of the picture.
-    rotary : bool
-        Whether queries and keys are rotated.
-    qkv_bias, out_bias : bool
-        Biases of the projections.
-    qk_norm : int
-        Parameters of the norms over queries and keys.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    causal: bool = True
-    window: float = UNBOUNDED
-    grouping: Literal["sequence", "window"] = "sequence"
-    rotary: bool = True
-    qkv_bias: bool = False
-    out_bias: bool = False
-    qk_norm: int = 0
-
-    @property
-    def q_width(self) -> int:
-        """Width of all query heads."""
-        return self.heads * self.head_dim
-
-    @property
-    def kv_width(self) -> int:
-        """Width of all key heads, which is that of all value heads."""
-        return self.kv_heads * self.head_dim
-
-    def parameters(self, width: int) -> int:
-        """Return the parameters of the four projections of a layer of this width."""
-        qkv = self.q_width + 2 * self.kv_width
-        biases = qkv * self.qkv_bias + width * self.out_bias
-        return width * (qkv + self.q_width) + biases + self.qk_norm
-
-
-@dataclass(frozen=True, slots=True)
-class MlpSpec:
-    """A dense feed-forward block: two matrices, or three when gated."""
-
-    hidden: int
-    gated: bool
-    bias: bool
-
-    def parameters(self, width: int) -> int:
-        """Return the parameters of the block in a layer of this width."""
-        up = 2 if self.gated else 1
-        biases = (up * self.hidden + width) * self.bias
-        return (up + 1) * width * self.hidden + biases
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSpec:
-    """One transformer layer: two norms, a mixer and a feed-forward block, and what else it may hold."""
-
-    width: int
-    mixer: AttentionSpec
-    ffn: MlpSpec
-    norm: Norm
-    extra_parameters: int = 0
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of the layer."""
-        norms = 2 * norm_parameters(self.norm, self.width)
-        return norms + self.mixer.parameters(self.width) + self.ffn.parameters(self.width) + self.extra_parameters
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRun:
-    """Consecutive equal layers."""
-
-    n_layers: int
-    layer: LayerSpec
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of the run."""
-        return self.n_layers * self.layer.parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +34,7 @@ class VisionEncoderSpec:
     class_token : bool
         Whether each item carries a class token through the layers.
     extra_parameters : int
-        Norms around the layers and the like.
+        Norms around the layers, heads that are not run, and the like.
     """
 
     width: int
@@ -155,35 +55,26 @@ class VisionEncoderSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterSpec:
-    """What maps encoder outputs into the language model: a norm over merged patches and a chain of linear layers.
+class DecoderSpec:
+    """A decoder-only language model.
 
     Parameters
     ----------
-    widths : tuple of int
-        Widths along the chain, input first; the last is the language model's.
-    norm_width : int
-        Numbers normalised for one visual token (0: no norm).
-    norm_parameters : int
-        Parameters of that norm.
-    bias : bool
-        Whether the linear layers have biases.
+    width, vocabulary : int
+        Hidden size, and tokens of the head.
+    runs : tuple of LayerRun
+        Its layers, in order.
+    norm : {"rms", "layer", "layer_no_bias"}
+        Kind of the last norm.
+    tied_head : bool
+        Whether the head is the embedding.
+    max_positions : int
+        Positions that the config names; 0 is unknown.
+    extra_parameters : int
+        Learned positions, additional embedding rows and the like.
+    bidirectional_media : bool
+        Whether the tokens of one picture see each other in both directions.
     """
-
-    widths: tuple[int, ...]
-    norm_width: int = 0
-    norm_parameters: int = 0
-    bias: bool = True
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of the adapter."""
-        return self.norm_parameters + sum((d_in + self.bias) * d_out for d_in, d_out in pairwise(self.widths))
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderSpec:
-    """A decoder-only language model."""
 
     width: int
     vocabulary: int
@@ -191,6 +82,8 @@ class DecoderSpec:
     norm: Norm = "rms"
     tied_head: bool = False
     max_positions: int = 0
+    extra_parameters: int = 0
+    bidirectional_media: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -198,23 +91,45 @@ class DecoderSpec:
         return sum(run.n_layers for run in self.runs)
 
     @property
-    def embedding_parameters(self) -> int:
-        """Parameters of the input embedding and the head; a tied head counts once."""
-        return self.vocabulary * self.width * (1 if self.tied_head else 2)
-
-    @property
     def layer_parameters(self) -> int:
         """Parameters of all layers."""
         return sum(run.parameters for run in self.runs)
 
     @property
+    def end_parameters(self) -> int:
+        """Parameters of embedding, head (a tied one counts once), last norm and the like."""
+        embedding = self.vocabulary * self.width * (1 if self.tied_head else 2)
+        return embedding + norm_parameters(self.norm, self.width) + self.extra_parameters
+
+    @property
     def parameters(self) -> int:
-        """Parameters of the language model with embedding, head and final norm."""
-        return self.embedding_parameters + self.layer_parameters + norm_parameters(self.norm, self.width)
+        """Parameters of the language model."""
+        return self.layer_parameters + self.end_parameters
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token uses, embedding and head included."""
+        return sum(run.active_parameters for run in self.runs) + self.end_parameters
 
     def kv_bytes_per_token(self, kv_bits: float = 16) -> float:
-        """Return the bytes of keys and values that one token leaves in all layers."""
-        return sum(run.n_layers * 2 * run.layer.mixer.kv_width * kv_bits / 8 for run in self.runs)
+        """Return the bytes that one token leaves in the caches of all layers in a short context [bytes]."""
+        runs = [run for run in self.runs if not isinstance(run.layer.mixer, CrossAttentionSpec)]
+        return sum(run.n_layers * run.layer.mixer.cached_width * kv_bits / 8 for run in runs)
+
+    def cross_kv_bytes_per_token(self, kv_bits: float = 16) -> float:
+        """Return the bytes that one encoder output leaves in the caches of cross-attention [bytes]."""
+        runs = [run for run in self.runs if isinstance(run.layer.mixer, CrossAttentionSpec)]
+        return sum(run.n_layers * run.layer.mixer.cached_width * kv_bits / 8 for run in runs)
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes that a sequence of any length keeps in the states of all recurrences [bytes]."""
+        runs = [(run.n_layers, run.layer.mixer) for run in self.runs]
+        return sum(n * mixer.state_width * STATE_BITS / 8 for n, mixer in runs if isinstance(mixer, RecurrentSpec))
+
+    def layers(self) -> list[LayerSpec]:
+        """Return every layer, in order."""
+        return [run.layer for run in self.runs for _ in range(run.n_layers)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,17 +141,25 @@ class MediaCost:
     patches : int
         Patches that the encoder embeds.
     rows : int
-        Rows that go through the encoder's layers: patches and class tokens.
+        Rows that go through the encoder's layers: patches, class tokens, padding.
     pairs : int
         Query-key pairs of a layer that attends over the whole item (a tile, or a frame pair).
     window_pairs : int
         Query-key pairs of a layer that attends inside windows.
     visual_tokens, marker_tokens : int
-        Embeddings out of the adapter, and the wrapper tokens around them.
+        Embeddings out of the adapter that enter the language model, and the wrapper tokens around them.
     largest_rows : int
         Rows of the largest piece that must be encoded at once.
     resized_pixels : int
-        Pixels after resizing, over all frames.
+        Pixels after resizing, over all frames and tiles.
+    cross_tokens : int
+        Encoder outputs that only cross-attention sees.
+    block_pairs : int
+        Query-key pairs beyond the causal ones when its tokens see each other in both directions: n (n - 1) / 2 a block.
+    adapter_tokens : int or None
+        Tokens that the adapter makes, where some are dropped, pooled or added behind it; None: the visual tokens.
+    executed : MediaCost or None
+        What `transformers` runs where that is more than an engine needs: padded tiles and the like.
     """
 
     patches: int
@@ -247,13 +170,17 @@ class MediaCost:
     marker_tokens: int
     largest_rows: int
     resized_pixels: int
+    cross_tokens: int = 0
+    block_pairs: int = 0
+    adapter_tokens: int | None = None
+    executed: MediaCost | None = None
 
 
 class MediaRule(Protocol):
     """How a family turns pictures into patches and tokens."""
 
-    def image(self, width: int, height: int) -> MediaCost:
-        """Return what an image of this size [pixels] is to the model."""
+    def image(self, width: int, height: int, *, n_images: int = 1) -> MediaCost:
+        """Return what an image of this size [pixels] is to the model, one of so many in the request."""
 
     def frames(self, video: Video) -> int:
         """Return how many frames are taken from a video."""
@@ -262,7 +189,10 @@ class MediaRule(Protocol):
         """Return what this many frames of this size [pixels] are to the model."""
 
     def unit(self) -> MediaCost:
-        """Return the piece that a given number of visual tokens is made of when no size is known."""
+        """Return the piece that a given number of visual tokens is made of when no size is known.
+
+        Its `pairs` are 0 where the encoder attends over the whole picture: then they are the square of all rows.
+        """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -283,6 +213,10 @@ class ModelSpec:
         How pictures become tokens.
     source : str
         Where the configuration came from.
+    other_parameters : int
+        Parameters of parts that are loaded but never priced, such as an audio tower.
+    notes : tuple of str
+        What is not known of it, for people to read beside every prediction.
     cache : dict
         Operator tables compiled for this model, by structure; see `costmodel.stages`.
     """
@@ -294,20 +228,33 @@ class ModelSpec:
     adapter: AdapterSpec | None = None
     media: MediaRule | None = None
     source: str = ""
+    notes: tuple[str, ...] = ()
+    other_parameters: int = 0
     cache: Cache = field(default_factory=dict, repr=False)
 
     def parameters(self) -> dict[str, int]:
-        """Return parameters by component: total, vision, adapter, language, active."""
+        """Return parameters by component: total, vision, adapter, language, active (what one token uses)."""
         return dict(remember(self.cache, "parameters", self._count_parameters))
+
+    @property
+    def routing(self) -> tuple[int, int] | None:
+        """Routed experts of a layer and those that one token uses; None without any."""
+        return remember(self.cache, "routing", self._routing)[0]
+
+    def _routing(self) -> tuple[tuple[int, int] | None]:
+        for run in self.decoder.runs:
+            ffn = run.layer.ffn
+            if isinstance(ffn, MoeSpec):
+                return ((ffn.experts, ffn.top_k),)
+            grouped = [p for p in ffn.products if p.experts] if isinstance(ffn, TracedFfnSpec) else []
+            if grouped:
+                return ((grouped[0].experts, round(grouped[0].rows_ratio)),)
+        return (None,)
 
     def _count_parameters(self) -> dict[str, int]:
         vision = self.vision.parameters if self.vision else 0
         adapter = self.adapter.parameters if self.adapter else 0
-        total = vision + adapter + self.decoder.parameters
-        return {
-            "total": total,
-            "vision": vision,
-            "adapter": adapter,
-            "language": self.decoder.parameters,
-            "active": total,
-        }
+        language = self.decoder.parameters
+        total = vision + adapter + language + self.other_parameters
+        active = total - language + self.decoder.active_parameters
+        return {"total": total, "vision": vision, "adapter": adapter, "language": language, "active": active}

@@ -28,6 +28,9 @@ class Kind(IntEnum):
     ENCODER_ATTENTION = 3
     ELEMENTWISE = 4
     COLLECTIVE = 5
+    MOE_GEMM = 6
+    DEQUANT_GEMM = 7
+    DEQUANT_MOE_GEMM = 8
 
     @property
     def label(self) -> str:
@@ -57,6 +60,8 @@ class Operator:
         Kernels started.
     bits : int
         Width of the matrix product.
+    peers : int
+        Devices that exchange messages, whose link counts.
     """
 
     name: str
@@ -70,6 +75,7 @@ class Operator:
     messages: Quantity = 0.0
     launches: Quantity = 0.0
     bits: int = 16
+    peers: int = 1
 
     @property
     def columns(self) -> tuple[Quantity, ...]:
@@ -96,7 +102,7 @@ class OperatorTable:
     Parameters
     ----------
     names : tuple of str
-    kinds, repeats, bits : ndarray of int, shape (n_operators,)
+    kinds, repeats, bits, peers : ndarray of int, shape (n_operators,)
     coefficients : ndarray, shape (n_columns, n_operators, n_sums)
         Columns for one unit of each sum.
     totals : ndarray, shape (n_columns, n_sums)
@@ -109,6 +115,7 @@ class OperatorTable:
     kinds: NDArray[np.intp]
     repeats: Array
     bits: NDArray[np.intp]
+    peers: NDArray[np.intp]
     coefficients: Array
     totals: Array
     cache: Cache = field(default_factory=dict, repr=False)
@@ -126,6 +133,7 @@ class OperatorTable:
             kinds=np.array([o.kind for o in operators], dtype=np.intp),
             repeats=repeats,
             bits=np.array([o.bits for o in operators], dtype=np.intp),
+            peers=np.array([o.peers for o in operators], dtype=np.intp),
             coefficients=coefficients,
             totals=np.einsum("cos,o->cs", coefficients, repeats),
         )

@@ -201,7 +201,7 @@ class Prediction:
     @property
     def n_devices(self) -> int:
         """Devices in use."""
-        return self.query.parallelism.tp
+        return self.query.parallelism.devices
 
     @property
     def throughput_tokens_per_s(self) -> float:
@@ -210,16 +210,16 @@ class Prediction:
 
     @functools.cached_property
     def energy_j(self) -> float:
-        """Energy of all devices for one request of the batch [J]."""
+        """Energy of all devices, those that wait included, for one request of the batch [J]."""
         from costmodel.energy import stage_power_w
 
-        engine = self.query.engine
+        parallelism, engine = self.query.parallelism, self.query.engine
         joules = 0.0
         for name, stage in self.stages.items():
-            share = stage.share("compute")
-            power = self.hardware.idle_w if name == "preprocess" else stage_power_w(self.hardware, engine, share)
-            joules += power * stage.time_s
-        return joules * self.n_devices / float(self.query.batch)
+            busy_s = stage.busy_s * parallelism.busy(name)
+            power = stage_power_w(self.hardware, engine, stage.share("compute"))
+            joules += busy_s * power + (stage.time_s * self.n_devices - busy_s) * self.hardware.idle_w
+        return joules / float(self.query.batch)
 
     @property
     def co2_g(self) -> float:

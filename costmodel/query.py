@@ -15,10 +15,12 @@ import numpy as np
 from costmodel.base import Quantity
 from costmodel.deployment import Parallelism, Precision, check_parallelism
 from costmodel.engine import EngineProfile
+from costmodel.layers import CrossAttentionSpec, LayerRun, LayerSpec, MixerSpec
 from costmodel.media import MediaTotals, media_totals
 from costmodel.memo import remember
-from costmodel.models import AttentionSpec, LayerRun, LayerSpec, ModelSpec
+from costmodel.models import ModelSpec
 from costmodel.operators import Operator
+from costmodel.recurrent import STATE_BITS, RecurrentSpec
 from costmodel.units import UNBOUNDED
 from costmodel.workload import Workload
 
@@ -92,12 +94,12 @@ class KVEntry:
     Parameters
     ----------
     n_layers : int
-    mixer : AttentionSpec
+    mixer : MixerSpec
         The attention that reads them.
-    visual_share, text_share : float or ndarray
-        Shares of the visual and other prompt tokens that are kept.
+    visual_share, text_share, cross_share : float or ndarray
+        Shares that are kept of the visual and other prompt tokens, and of the tokens that only cross-attention sees.
     fixed_tokens : float or ndarray
-        Tokens kept whatever the prompt (sinks).
+        Tokens kept whatever the prompt: sinks, and the one state of a recurrence.
     read_share : float or ndarray
         Share of the kept tokens that a step reads.
     bits : float
@@ -109,9 +111,10 @@ class KVEntry:
     """
 
     n_layers: int
-    mixer: AttentionSpec
+    mixer: MixerSpec
     visual_share: Quantity = 1.0
     text_share: Quantity = 1.0
+    cross_share: Quantity = 0.0
     fixed_tokens: Quantity = 0.0
     read_share: Quantity = 1.0
     bits: float = 16
@@ -119,19 +122,20 @@ class KVEntry:
     grows: bool = True
 
     @property
-    def structure(self) -> tuple[int, AttentionSpec, float]:
+    def structure(self) -> tuple[int, MixerSpec, float]:
         """What the coefficients of the entry's operators depend on."""
         return self.n_layers, self.mixer, self.bits
 
     @property
     def identity(self) -> Hashable:
         """Equal for entries that cost the same in every layer."""
-        shares = (self.visual_share, self.text_share, self.fixed_tokens, self.read_share)
+        shares = (self.visual_share, self.text_share, self.cross_share, self.fixed_tokens, self.read_share)
         return self.mixer, self.bits, self.placement, self.grows, *map(_key, shares)
 
-    def kept_prompt(self, visual_tokens: Quantity, other_tokens: Quantity) -> Quantity:
+    def kept_prompt(self, visual_tokens: Quantity, other_tokens: Quantity, cross_tokens: Quantity) -> Quantity:
         """Return how many prompt tokens are kept, before the window cuts them."""
-        return self.fixed_tokens + self.visual_share * visual_tokens + self.text_share * other_tokens
+        seen = self.visual_share * visual_tokens + self.text_share * other_tokens + self.cross_share * cross_tokens
+        return self.fixed_tokens + seen
 
     def reads(self, prompt: Quantity, generated: Quantity) -> Quantity:
         """Return the tokens that a step reads after this many generated ones."""
@@ -186,6 +190,11 @@ class Query:
         return replace(self, overheads=())
 
     @property
+    def replica_batch(self) -> Quantity:
+        """Requests of the batch that one data-parallel replica works on: whole requests, the busiest replica's."""
+        return np.ceil(self.batch / self.parallelism.dp) if self.parallelism.dp > 1 else self.batch
+
+    @property
     def prompt_tokens(self) -> Quantity:
         """Tokens of the first turn that enter the language model."""
         turn = self.turns[0]
@@ -226,7 +235,8 @@ def build_query(
         raise ValueError(f"batch={batch!r} must be a number from 1 to 1000000")
     parallelism = parallelism or Parallelism()
     check_parallelism(model, parallelism)
-    media = media_totals(model, workload)
+    has_media = workload.has_media
+    media = media_totals(model, workload, executed=engine.executes_everything)
     precision = precision or Precision()
     return Query(
         model=model,
@@ -234,8 +244,8 @@ def build_query(
         media=media,
         turns=(Turn(1.0, workload.text_tokens, workload.output_tokens),),
         encoder=encoder_segments(model, engine),
-        decoder=decoder_segments(model),
-        kv=cache_entries(model, precision.kv_bits),
+        decoder=decoder_segments(model, has_media=has_media),
+        kv=cache_entries(model, precision.kv_bits, has_media=has_media),
         batch=batch,
         precision=precision,
         parallelism=parallelism,
@@ -248,22 +258,34 @@ def encoder_segments(model: ModelSpec, engine: EngineProfile) -> tuple[Segment, 
     vision = model.vision
     if vision is None:
         return ()
-    runs = vision.runs + (vision.unused_runs if engine.runs_unused_layers else ())
-    return remember(model.cache, ("encoder", runs is vision.runs), lambda: _segments(runs))
+    runs = vision.runs + (vision.unused_runs if engine.executes_everything else ())
+    return remember(model.cache, ("encoder", len(runs)), lambda: _segments(runs))
 
 
-def decoder_segments(model: ModelSpec) -> tuple[Segment, ...]:
-    """Return the layers of the language model, in order."""
-    return remember(model.cache, "decoder", lambda: _segments(model.decoder.runs))
+def decoder_segments(model: ModelSpec, *, has_media: bool) -> tuple[Segment, ...]:
+    """Return the layers of the language model, in order; without pictures none of cross-attention."""
+    return remember(model.cache, ("decoder", has_media), lambda: _segments(_run_layers(model, has_media=has_media)))
 
 
 def _segments(runs: tuple[LayerRun, ...]) -> tuple[Segment, ...]:
     return tuple(Segment(run.n_layers, run.layer) for run in runs)
 
 
-def cache_entries(model: ModelSpec, kv_bits: float) -> tuple[KVEntry, ...]:
-    """Return what the language model caches, in the order of its layers."""
+def _run_layers(model: ModelSpec, *, has_media: bool) -> tuple[LayerRun, ...]:
     runs = model.decoder.runs
-    return remember(
-        model.cache, ("kv", kv_bits), lambda: tuple(KVEntry(r.n_layers, r.layer.mixer, bits=kv_bits) for r in runs)
-    )
+    return runs if has_media else tuple(r for r in runs if not isinstance(r.layer.mixer, CrossAttentionSpec))
+
+
+def cache_entries(model: ModelSpec, kv_bits: float, *, has_media: bool) -> tuple[KVEntry, ...]:
+    """Return what the language model caches, in the order of its layers."""
+
+    def entry(run: LayerRun) -> KVEntry:
+        if isinstance(run.layer.mixer, CrossAttentionSpec):
+            return KVEntry(run.n_layers, run.layer.mixer, 0.0, 0.0, 1.0, bits=kv_bits, grows=False)
+        if isinstance(run.layer.mixer, RecurrentSpec):
+            mixer = run.layer.mixer
+            return KVEntry(run.n_layers, mixer, 0.0, 0.0, fixed_tokens=1.0, bits=STATE_BITS, grows=False)
+        return KVEntry(run.n_layers, run.layer.mixer, bits=kv_bits)
+
+    key = ("kv", kv_bits, has_media)
+    return remember(model.cache, key, lambda: tuple(map(entry, _run_layers(model, has_media=has_media))))

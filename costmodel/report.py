@@ -37,12 +37,18 @@ def _memory(prediction: Prediction) -> dict[str, float]:
     memory = prediction.memory
     return {
         "weights_bytes": memory.weights_bytes,
+        "vision_weights_bytes": memory.vision_weights_bytes,
+        "language_weights_bytes": memory.language_weights_bytes,
         "kv_bytes": memory.kv_bytes,
         "activation_bytes": memory.activation_bytes,
+        "encode_activation_bytes": memory.encode_activation_bytes,
+        "prefill_activation_bytes": memory.prefill_activation_bytes,
         "reserve_bytes": memory.reserve_bytes,
         "peak_bytes": memory.peak_bytes,
         "usable_bytes": memory.usable_bytes,
         "capacity_bytes": memory.capacity_bytes,
+        "kv_blocks": memory.kv_blocks,
+        "kv_block_bytes": memory.block_bytes,
     }
 
 

@@ -105,6 +105,8 @@ class StageCost:
         Share of its time by what binds it, the largest first.
     kind_s : tuple of float
         Its time by kind of operator [s].
+    busy_s : float
+        Its time if no two pipeline stages worked at once: what one stage of devices is busy for, stages added [s].
     step_time_s : tuple of float
         Of decode: the first, the middle and the last step [s].
     priced : Priced or None
@@ -119,6 +121,7 @@ class StageCost:
     link_bytes: float = 0.0
     shares: tuple[tuple[Bound, float], ...] = (("none", 1.0),)
     kind_s: tuple[float, ...] = (0.0,) * N_KINDS
+    busy_s: float = 0.0
     step_time_s: tuple[float, ...] = ()
     priced: Priced | None = None
 
@@ -167,10 +170,10 @@ def stage_cost(evaluator: Evaluator, stage: Stage, turn: Turn, time_s: float) ->
     if not table.names:
         return StageCost(0.0)
     points = evaluator.points(stage, turn)
-    counts = np.array([float(count) for count in points.counts])
+    counts, runs = (np.array([float(number) for number in numbers]) for numbers in (points.counts, points.runs))
     roofs, starts = evaluator.priced(stage).operators_s(points.sums)
     highest = roofs.max(axis=0)
-    weighted = points.sums @ counts
+    weighted = points.sums @ runs
     priced = Priced(table, weighted, roofs @ counts, highest @ counts, starts @ counts)
     totals = table.totals @ weighted
     kind_s = np.bincount(table.kinds, weights=priced.busy_s + priced.start_s, minlength=N_KINDS)
@@ -187,6 +190,7 @@ def stage_cost(evaluator: Evaluator, stage: Stage, turn: Turn, time_s: float) ->
         kv_bytes=float(totals[KV]),
         link_bytes=float(totals[LINK]),
         shares=_shares(priced, added, evaluator, time_s),
+        busy_s=float((highest + starts).sum(axis=0) @ runs) * evaluator.n_stages(stage) + sum(s for _, s in added),
         kind_s=tuple(kind_s.tolist()),
         step_time_s=_step_times(evaluator, highest + starts) if stage == "decode" else (),
         priced=priced,

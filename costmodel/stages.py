@@ -9,24 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Final, TypeVar
 
 import numpy as np
 
 from costmodel import equations
+from costmodel.adapting import adapter_operators
 from costmodel.base import Quantity
-from costmodel.blocks import Run, Widths, Work, all_gather, all_reduce, attend, elementwise, gemm, layer
+from costmodel.blocks import Run, Widths, Work, all_gather, all_reduce, elementwise, gemm, send
 from costmodel.deployment import Parallelism, Precision
 from costmodel.errors import Unsupported
+from costmodel.ffns import layer
+from costmodel.layers import CrossAttentionSpec, LayerSpec
 from costmodel.memo import Cache, remember
-from costmodel.models import LayerSpec, ModelSpec
+from costmodel.mixers import attend, cross_keys
+from costmodel.models import ModelSpec
 from costmodel.operators import Kind, Operator, OperatorTable
 from costmodel.query import KVEntry, Query, Segment, Stage
 
 DEVICE_STAGES: Final[tuple[Stage, ...]] = ("encode", "adapt", "prefill", "decode")
-N_PAIR = 3
-"""Widths along an adapter of two linear layers."""
 FULL_BITS = 16
 """Width of what is not quantised with the linear layers: vision tower, adapter, embedding, head."""
 
@@ -45,6 +46,8 @@ class Sums:
         Rows that go through the head.
     head_passes : float or ndarray
         Passes in which at least one does.
+    touched : float or ndarray
+        Share of the routed experts that a decode step uses.
     works : tuple of Work
         One a segment (encode, prefill) or a cache entry (decode).
     """
@@ -53,21 +56,22 @@ class Sums:
     rows: Quantity
     sequences: Quantity = 0.0
     head_passes: Quantity = 0.0
+    touched: Quantity = 0.0
     works: tuple[Work, ...] = ()
 
     def flat(self) -> list[Quantity]:
         """Return the sums as a list, in the order of `unit_sums`."""
-        values = [self.passes, self.rows, self.sequences, self.head_passes]
+        values = [self.passes, self.rows, self.sequences, self.head_passes, self.touched]
         for work in self.works:
-            values += [work.rows, work.pairs, work.keys]
+            values += [work.rows, work.pairs, work.keys, work.touched]
         return values
 
 
 def unit_sums(n_works: int) -> Sums:
     """Return sums whose every field is its own unit vector."""
-    units = np.eye(4 + 3 * n_works)
-    works = tuple(Work(units[0], *units[4 + 3 * i : 7 + 3 * i]) for i in range(n_works))
-    return Sums(units[0], units[1], units[2], units[3], works)
+    units = np.eye(5 + 4 * n_works)
+    works = tuple(Work(units[0], *units[5 + 4 * i : 9 + 4 * i]) for i in range(n_works))
+    return Sums(units[0], units[1], units[2], units[3], units[4], works)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +83,8 @@ class Structure:
     model : ModelSpec
     pricing : str
         Of the engine: operators or equations.
+    expands_latents : bool
+        Of the engine: whether decode expands cached latents instead of absorbing the expansion.
     encoder, decoder, kv : tuple
         Segments and cache entries, equal ones put together.
     precision, parallelism
@@ -89,6 +95,7 @@ class Structure:
 
     model: ModelSpec
     pricing: str
+    expands_latents: bool
     encoder: tuple[Segment, ...]
     decoder: tuple[Segment, ...]
     kv: tuple[KVEntry, ...]
@@ -102,14 +109,15 @@ class Structure:
         away = [entry.placement for entry in query.kv if entry.placement != "gpu"]
         if away:
             raise Unsupported(f"KVEntry.placement={away[0]!r} is not priced yet; keep the cache on the gpu")
-        pricing = query.engine.pricing
-        key = (query.encoder, query.decoder, query.kv, query.precision, query.parallelism, pricing)
+        pricing, expands = query.engine.pricing, query.engine.executes_everything
+        key = (query.encoder, query.decoder, query.kv, query.precision, query.parallelism, pricing, expands)
         return remember(
             query.model.cache,
             key,
             lambda: Structure(
                 query.model,
                 pricing,
+                expands,
                 grouped(query.encoder),
                 grouped(query.decoder),
                 grouped(query.kv),
@@ -127,8 +135,15 @@ class Structure:
     @property
     def linear_widths(self) -> Widths:
         """Widths of the language model's layers."""
-        precision = self.precision
-        return Widths(precision.weight_bits, precision.activation_bits, precision.kv_bits, self.parallelism.tp)
+        precision, parallelism = self.precision, self.parallelism
+        return Widths(
+            precision.weight_bits,
+            precision.activation_bits,
+            precision.kv_bits,
+            parallelism.tp,
+            parallelism.ep,
+            parallelism.expert_imbalance,
+        )
 
     @property
     def head_widths(self) -> Widths:
@@ -138,7 +153,7 @@ class Structure:
 
     def n_works(self, stage: Stage) -> int:
         """Return how many segments or cache entries a stage has."""
-        return {"encode": len(self.encoder), "prefill": len(self.decoder), "decode": len(self.kv)}.get(stage, 0)
+        return {"encode": len(self.encoder), "adapt": 1, "prefill": len(self.decoder), "decode": len(self.kv)}[stage]
 
     def table(self, stage: Stage) -> OperatorTable:
         """Return the operators of a stage as a table; structures that differ in shares alone have it in common."""
@@ -152,7 +167,7 @@ class Structure:
         )
         layers = tuple(part.structure for part in parts)
         cached = tuple(entry.structure for entry in self.kv) if stage == "decode" else ()
-        return stage, self.pricing, self.precision, self.parallelism, layers, cached
+        return stage, self.pricing, self.expands_latents, self.precision, self.parallelism, layers, cached
 
 
 Part = TypeVar("Part", Segment, KVEntry)
@@ -169,7 +184,7 @@ def grouped(parts: Sequence[Part]) -> tuple[Part, ...]:
 def _labels(segments: Sequence[Segment], stage: str) -> list[str]:
     if len(segments) == 1:
         return [stage]
-    names = [f"{segment.layer.mixer.grouping}{i}" for i, segment in enumerate(segments)]
+    names = [f"{segment.layer.mixer.label}{i}" for i, segment in enumerate(segments)]
     return [f"{stage}.{name}" for name in names]
 
 
@@ -184,48 +199,34 @@ def encode(structure: Structure, sums: Sums) -> list[Operator]:
         operators.append(elementwise("encode.positions", sums.rows, numbers=3 * vision.width, run=once))
     labels = _labels(structure.encoder, "encode")
     for label, segment, work in zip(labels, structure.encoder, sums.works, strict=True):
-        operators += _layers(label, segment, work, Kind.ENCODER_ATTENTION, widths)
+        operators += _layers(label, segment, work, Kind.ENCODER_ATTENTION, widths, expands=False)
     return operators
 
 
-def _layers(label: str, segment: Segment, work: Work, kind: Kind, widths: Widths) -> list[Operator]:
+def _layers(label: str, segment: Segment, work: Work, kind: Kind, widths: Widths, *, expands: bool) -> list[Operator]:
     run, spec = Run(work.passes, widths, segment.n_layers), segment.layer
     eager = segment.implementation == "eager"
-    return [
-        *layer(label, work.rows, spec, run=run, caches=kind != Kind.ENCODER_ATTENTION),
-        *attend(label, work, spec.mixer, kind=kind, run=run, eager=eager),
-    ]
+    operators = layer(label, work, spec, run=run, caches=kind != Kind.ENCODER_ATTENTION)
+    if isinstance(spec.mixer, CrossAttentionSpec):
+        operators += cross_keys(label, work.keys, spec.mixer, width=spec.width, run=run)
+    return operators + attend(label, work, spec.mixer, kind=kind, run=run, eager=eager, expands=expands)
 
 
 def adapt(structure: Structure, sums: Sums) -> list[Operator]:
-    """List the operators of the adapter: its norm, its linear layers, and the activations between them.
-
-    With tensor parallelism a pair of layers is split by columns and then by rows, and summed; other chains are copied.
-    """
-    adapter, widths = structure.model.adapter, structure.encoder_widths
+    """List the operators of the adapter; `sums.rows` are its tokens, the rows of its one work the encoder's patches."""
+    adapter = structure.model.adapter
     if adapter is None:
         return []
-    run = Run(sums.passes, widths)
-    operators = []
-    if adapter.norm_width:
-        operators.append(elementwise("adapt.norm", sums.rows, numbers=2 * adapter.norm_width, run=run))
-    split = widths.tp if len(adapter.widths) == N_PAIR else 1
-    shares = [w / split if 0 < i < len(adapter.widths) - 1 else float(w) for i, w in enumerate(adapter.widths)]
-    for i, (d_in, d_out) in enumerate(pairwise(shares)):
-        if i:
-            operators.append(elementwise(f"adapt.activation{i}", sums.rows, numbers=2 * d_in, run=run))
-        operators.append(gemm(f"adapt.linear{i + 1}", sums.rows, d_in=d_in, d_out=d_out, run=run))
-    if split > 1:
-        operators.append(all_reduce("adapt.all_reduce", sums.rows, numbers=adapter.widths[-1], run=run))
-    return operators
+    run = Run(sums.passes, structure.encoder_widths)
+    return adapter_operators(adapter, tokens=sums.rows, patches=sums.works[0].rows, run=run)
 
 
 def prefill(structure: Structure, sums: Sums) -> list[Operator]:
     """List the operators of prefill: embedding, layers, head at the last position of each sequence."""
     operators = _ends(structure, sums, "prefill")
-    labels = _labels(structure.decoder, "prefill")
+    labels, kind, widths = _labels(structure.decoder, "prefill"), Kind.PREFILL_ATTENTION, structure.linear_widths
     for label, segment, work in zip(labels, structure.decoder, sums.works, strict=True):
-        operators += _layers(label, segment, work, Kind.PREFILL_ATTENTION, structure.linear_widths)
+        operators += _layers(label, segment, work, kind, widths, expands=structure.expands_latents)
     return operators
 
 
@@ -236,13 +237,15 @@ def decode(structure: Structure, sums: Sums) -> list[Operator]:
     n_layers: dict[LayerSpec, int] = {}
     for segment in structure.decoder:
         n_layers[segment.layer] = n_layers.get(segment.layer, 0) + segment.n_layers
+    rows = Work(sums.passes, sums.rows, 0.0 * sums.rows, 0.0 * sums.rows, sums.touched)
     for i, (spec, repeats) in enumerate(n_layers.items()):
         label = "decode" if len(n_layers) == 1 else f"decode.run{i}"
-        operators += layer(label, sums.rows, spec, run=Run(sums.passes, widths, repeats), caches=True)
+        operators += layer(label, rows, spec, run=Run(sums.passes, widths, repeats), caches=True)
     for i, (entry, work) in enumerate(zip(structure.kv, sums.works, strict=True)):
         label = "decode" if len(structure.kv) == 1 else f"decode.cache{i}"
         run = Run(sums.passes, replace(widths, kv_bits=entry.bits), entry.n_layers)
-        operators += attend(label, work, entry.mixer, kind=Kind.DECODE_ATTENTION, run=run)
+        expands = structure.expands_latents
+        operators += attend(label, work, entry.mixer, kind=Kind.DECODE_ATTENTION, run=run, expands=expands)
     return operators
 
 
@@ -256,6 +259,9 @@ def _ends(structure: Structure, sums: Sums, stage: str) -> list[Operator]:
         gemm(f"{stage}.head", sums.sequences, d_in=decoder.width, d_out=decoder.vocabulary / widths.tp, run=head),
         elementwise(f"{stage}.sampling", sums.sequences, numbers=2 * decoder.vocabulary, run=head),
     ]
+    n_stages = structure.parallelism.pp
+    if n_stages > 1:
+        operators.append(send(f"{stage}.send", sums.rows, numbers=decoder.width, n_hops=n_stages - 1, run=run))
     if widths.tp > 1:
         operators += [
             all_reduce(f"{stage}.all_reduce_embedding", sums.rows, numbers=decoder.width, run=run),

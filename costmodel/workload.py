@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from costmodel.base import Quantity
+from costmodel.errors import first_line
 
 MAX_SIDE = 100_000
 """Longest side accepted [pixels]; more is a slip of the keyboard."""
@@ -60,9 +61,7 @@ class Image:
         except FileNotFoundError:
             raise FileNotFoundError(f"no image file {str(path)!r}; give a path, or a size such as 1920x1080") from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as error:
-            raise ValueError(
-                f"{str(path)!r} is no image that can be read: {str(error).splitlines()[0][:120]}"
-            ) from None
+            raise ValueError(f"{str(path)!r} is no image that can be read: {first_line(error)}") from None
         return Image(height, width) if sideways else Image(width, height)
 
 
@@ -131,7 +130,7 @@ class Video:
                 seconds = container.duration / av.time_base if container.duration else stream.frames / fps
                 return Video(stream.width, stream.height, float(seconds), fps)
         except (av.FFmpegError, IndexError, ZeroDivisionError, ValueError) as error:
-            raise ValueError(f"{str(path)!r} is no video that can be read: {error}") from None
+            raise ValueError(f"{str(path)!r} is no video that can be read: {first_line(error)}") from None
 
 
 def _check_count(name: str, value: Quantity, least: float) -> None:
@@ -173,6 +172,11 @@ class Workload:
             _check_count("visual_tokens", self.visual_tokens, 0)
             if self.images or self.videos:
                 raise ValueError("Workload.visual_tokens replaces images and videos; give one or the other")
+
+    @property
+    def has_media(self) -> bool:
+        """Whether there are pictures, by size, file or number of tokens."""
+        return bool(self.images or self.videos or self.visual_tokens is not None)
 
     @property
     def source_pixels(self) -> tuple[int, int]:
