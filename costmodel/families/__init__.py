@@ -12,13 +12,27 @@ import pkgutil
 from collections.abc import Mapping
 from types import ModuleType
 
-HELPERS = frozenset({"text", "files"})
+HELPERS = frozenset({"text", "files", "vits", "native", "anyres", "pictures"})
 """Modules of this folder that are shared by families and are none themselves."""
+
+
+LANGUAGE = "language"
+"""The family of language models alone: what the text folder knows and no other family reads."""
 
 
 @functools.cache
 def load_families() -> Mapping[str, ModuleType]:
     """Return the family module of every known `model_type`."""
-    names = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in HELPERS]
-    modules = [importlib.import_module(f"{__name__}.{name}") for name in sorted(names)]
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in _family_names()]
     return {model_type: module for module in modules for model_type in module.MODEL_TYPES}
+
+
+def vision_model_types() -> set[str]:
+    """Return the `model_type` values that the vision-language families read."""
+    names = [name for name in _family_names() if name != LANGUAGE]
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return {model_type for module in modules for model_type in module.MODEL_TYPES}
+
+
+def _family_names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in HELPERS)

@@ -8,9 +8,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
+from costmodel.adapters import AdapterSpec
 from costmodel.base import Foreign
 from costmodel.errors import Unsupported, one_line
-from costmodel.models import AdapterSpec, DecoderSpec, MediaRule, VisionEncoderSpec
+from costmodel.models import DecoderSpec, MediaRule, VisionEncoderSpec
 
 Json = Mapping[str, Any]
 Count = Annotated[int, Field(gt=0, le=10**7, strict=True)]
@@ -34,7 +35,7 @@ UNMODELLED = {
     "n_routed_experts": "this family is dense; the config asks for experts",
     "kv_lora_rank": "latent attention is not modelled for this family",
 }
-"""Keys that change the cost and that no family here models, with the way out."""
+"""Keys that change the cost, with the way out; a class that models some of them names them in `models`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class ModelParts:
     vision: VisionEncoderSpec | None = None
     adapter: AdapterSpec | None = None
     media: MediaRule | None = None
+    notes: tuple[str, ...] = ()
+    other_parameters: int = 0
 
 
 def parse(model: type[ConfigModel], values: object, source: str) -> ConfigModel:
@@ -80,12 +83,25 @@ def parse(model: type[ConfigModel], values: object, source: str) -> ConfigModel:
     if not isinstance(values, Mapping):
         raise ValueError(f"{source}: expected an object with keys, found {type(values).__name__}")  # noqa: TRY004
     for key, way_out in UNMODELLED.items():
-        if values.get(key):
+        if values.get(key) and key not in getattr(model, "models", frozenset()):
             raise Unsupported(f"{source}: {key} is not modelled; {way_out}")
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise one_line(error, source) from None
+
+
+def text_part(config: Json, model_type: str) -> tuple[dict[str, Any], bool]:
+    """Return the language model's keys, nested or flat in the file, and whether its head is tied, as either level says.
+
+    Parameters
+    ----------
+    model_type : str
+        That of a nested part that names none.
+    """
+    nested = config.get("text_config")
+    text = {"model_type": model_type, **nested} if isinstance(nested, dict) else dict(config)
+    return text, any(bool(level.get("tie_word_embeddings", False)) for level in (config, text))
 
 
 def divide(whole: int, part: int, names: str, source: str) -> int:

@@ -1,6 +1,8 @@
-"""InternVL 2.5 and 3: square tiles chosen by aspect ratio, a thumbnail, pixel shuffle, two linear layers.
+"""InternVL 1.5 to 3.5: square tiles chosen by aspect ratio, a thumbnail, pixel shuffle, two linear layers.
 
-Reads the `transformers` layout (`internvl`) and that of the original repositories (`internvl_chat`).
+Reads the `transformers` layout (`internvl`) and that of the original repositories (`internvl_chat`). The tower is
+InternViT-300M or InternViT-6B, which has RMS norms, norms over queries and keys and no biases on them; the language
+model an InternLM2, Qwen2.5, Qwen3 (with experts as well) or Llama.
 """
 
 from __future__ import annotations
@@ -10,25 +12,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from costmodel.adapters import AdapterSpec, ElementwiseStep, projector
 from costmodel.base import Foreign
 from costmodel.families.files import Count, Json, Layers, ModelFiles, ModelParts, TileCount, divide, parse
+from costmodel.families.pictures import nearest_grid, patches_along
 from costmodel.families.text import read_decoder
-from costmodel.models import (
-    AdapterSpec,
-    AttentionSpec,
-    LayerRun,
-    LayerSpec,
-    MediaCost,
-    MlpSpec,
-    VisionEncoderSpec,
-    norm_parameters,
-)
+from costmodel.families.vits import used_layers
+from costmodel.layers import AttentionSpec, LayerRun, LayerSpec, MlpSpec, norm_parameters
+from costmodel.models import MediaCost, VisionEncoderSpec
 from costmodel.workload import Video
 
 MODEL_TYPES = ("internvl", "internvl_chat")
 WRAPPER_TOKENS = 2  # <img> and </img>
 TIED = {False: True, True: None}
 """Whether the head is tied when the file does not say: `InternVLConfig` ties, the original leaves it to the decoder."""
+ORIGINAL: dict[str, Any] = {"dynamic_image_size": False, "use_thumbnail": False, "max_dynamic_patch": 6}
+"""Defaults of the original `InternVLChatConfig` where they differ."""
+ORIGINAL_VISION: dict[str, Any] = {
+    "hidden_size": 3200,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 25,
+    "intermediate_size": 12800,
+    "image_size": 224,
+    "norm_type": "rms_norm",
+    "qk_normalization": True,
+    "qkv_bias": False,
+}
+"""Defaults of the original `InternVisionConfig`, which describe InternViT-6B."""
 DEFAULT_FRAMES = 8  # the model cards' examples; the video processor has no default
 
 
@@ -69,18 +79,20 @@ class InternVision(Foreign):
             rotary=False,
             qkv_bias=self.attention_bias,
             out_bias=True,
-            qk_norm=2 * self.hidden_size * self.use_qk_norm,
+            extra_parameters=2 * self.hidden_size * self.use_qk_norm,
         )
         ffn = MlpSpec(self.intermediate_size, gated=False, bias=True)
         norm: Literal["rms", "layer"] = "layer" if self.norm_type == "layer_norm" else "rms"
         return LayerSpec(self.hidden_size, mixer, ffn, norm, extra_parameters=2 * self.hidden_size)
 
-    def encoder(self) -> VisionEncoderSpec:
-        """Return the tower."""
+    def encoder(self, n_used: int) -> VisionEncoderSpec:
+        """Return the tower when the output of layer `n_used` is read."""
         patches = (self.side() // self.patch()) ** 2
+        layer, unused = self.layer(), self.num_hidden_layers - n_used
         return VisionEncoderSpec(
             width=self.hidden_size,
-            runs=(LayerRun(self.num_hidden_layers, self.layer()),),
+            runs=(LayerRun(n_used, layer),),
+            unused_runs=(LayerRun(unused, layer),) if unused else (),
             patch_width=self.num_channels * self.patch() ** 2,
             patch_bias=True,
             positions=(patches + 1) * self.use_absolute_position_embeddings,
@@ -112,8 +124,9 @@ class Tiles:
     max_tiles: int = 12
     thumbnail: bool = True
 
-    def image(self, width: int, height: int) -> MediaCost:
+    def image(self, width: int, height: int, *, n_images: int = 1) -> MediaCost:
         """Return what an image of this size [pixels] is to the model."""
+        del n_images
         grid = self._grid(width, height)
         return self._cost(grid + (self.thumbnail and grid > 1), WRAPPER_TOKENS)
 
@@ -134,19 +147,8 @@ class Tiles:
 
     def _grid(self, width: int, height: int) -> int:
         """Return the number of tiles of the grid that suits this size best."""
-        ratio, area, tile_area = width / height, width * height, self.side**2
-        nearest, best = math.inf, 1
-        for columns, rows in self._grids():
-            distance = abs(ratio - columns / rows)
-            larger_suits = distance == nearest and area > 0.5 * tile_area * columns * rows
-            if distance < nearest or larger_suits:
-                nearest, best = distance, columns * rows
-        return best
-
-    def _grids(self) -> list[tuple[int, int]]:
-        sides = range(1, self.max_tiles + 1)
-        grids = [(c, r) for c in sides for r in sides if self.min_tiles <= c * r <= self.max_tiles]
-        return sorted(grids, key=lambda grid: grid[0] * grid[1])
+        columns, rows = nearest_grid(width, height, side=self.side, least=self.min_tiles, most=self.max_tiles)
+        return columns * rows
 
     def _cost(self, tiles: int, markers: int) -> MediaCost:
         patches = (self.side // self.patch) ** 2
@@ -174,6 +176,8 @@ class InternVl(Foreign):
     max_dynamic_patch: TileCount = 12
     use_thumbnail: bool = True
     dynamic_image_size: bool = True
+    vision_feature_layer: int = -1
+    select_layer: int = -1
 
 
 class TileLimits(Foreign):
@@ -185,8 +189,8 @@ class TileLimits(Foreign):
 
 def read(files: ModelFiles) -> ModelParts:
     """Return the parts of an InternVL model from its files."""
-    config = parse(InternVl, files.config, files.source)
     original = files.config.get("model_type") == "internvl_chat"
+    config = parse(InternVl, (ORIGINAL if original else {}) | dict(files.config), files.source)
     vision = parse(InternVision, _vision_values(config, original=original), f"{files.source}: vision_config")
     text = files.config.get("llm_config" if original else "text_config")
     if not isinstance(text, Mapping):
@@ -195,18 +199,21 @@ def read(files: ModelFiles) -> ModelParts:
     decoder = read_decoder(dict(text), f"{files.source}: text_config", tied=tied)
     shuffle = _shuffle(config, files.source)
     merged = vision.hidden_size * shuffle**2
-    adapter = AdapterSpec(
-        (merged, decoder.width, decoder.width), norm_width=merged, norm_parameters=norm_parameters("layer", merged)
+    norm = ElementwiseStep("norm", 2 * merged, parameters=norm_parameters("layer", merged))
+    adapter = AdapterSpec(projector((merged, decoder.width, decoder.width), norm=norm))
+    layer, key = (
+        (config.select_layer, "select_layer") if original else (config.vision_feature_layer, "vision_feature_layer")
     )
-    return ModelParts(decoder, vision.encoder(), adapter, _media(config, files.image, vision, shuffle))
+    encoder = vision.encoder(used_layers(layer, vision.num_hidden_layers, f"{files.source}: {key}"))
+    return ModelParts(decoder, encoder, adapter, _media(config, files.image, vision, shuffle))
 
 
 def _vision_values(config: InternVl, *, original: bool) -> dict[str, Any]:
     """Return the vision keys under the names of the `transformers` layout."""
     values = dict(config.vision_config)
     if original:
-        values.setdefault("attention_bias", values.get("qkv_bias", True))
-        values.setdefault("use_qk_norm", values.get("qk_normalization", False))
+        values = ORIGINAL_VISION | values
+        values |= {"attention_bias": values["qkv_bias"], "use_qk_norm": values["qk_normalization"]}
     if config.force_image_size:
         values["image_size"] = config.force_image_size
     return values
@@ -227,9 +234,8 @@ def _media(config: InternVl, image: Json, vision: InternVision, shuffle: int) ->
     least = limits.min_patches or config.min_dynamic_patch
     if least > most:
         raise ValueError(f"processor file: the fewest tiles {least} exceed the most {most}")
-    per_side = divide(
-        vision.side() // vision.patch(), shuffle, "patches along a side by pixel shuffle", "vision_config"
-    )
+    patches = patches_along(vision.side(), vision.patch(), "vision_config")
+    per_side = divide(patches, shuffle, "patches along a side by pixel shuffle", "vision_config")
     return Tiles(
         side=vision.side(),
         patch=vision.patch(),

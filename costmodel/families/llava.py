@@ -1,28 +1,24 @@
-"""LLaVA-1.5: a CLIP tower at a fixed resolution, two linear layers, a Llama.
+"""LLaVA-1.5: a CLIP tower at a fixed resolution, two linear layers, a Llama. Also Pixtral, whose files name this class.
 
-Every image is resized and cropped to one square, so its size does not matter. The language model reads the layer
-before the last (`vision_feature_layer`), so an engine need not run the last one; `transformers` does.
+With CLIP every image is resized and cropped to one square, so its size does not matter. The language model reads the
+layer before the last (`vision_feature_layer`), so an engine need not run the last one; `transformers` does. With the
+tower of Pixtral images keep their resolution, see `costmodel.families.mistral3`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
+from costmodel.adapters import AdapterSpec, projector
 from costmodel.base import Foreign
-from costmodel.errors import Unsupported
-from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, divide, parse
+from costmodel.errors import Unsupported, unknown
+from costmodel.families.files import ModelFiles, ModelParts, parse
+from costmodel.families.mistral3 import PixtralVision, picture_rule
 from costmodel.families.text import read_decoder
-from costmodel.models import (
-    AdapterSpec,
-    AttentionSpec,
-    LayerRun,
-    LayerSpec,
-    MediaCost,
-    MlpSpec,
-    VisionEncoderSpec,
-    norm_parameters,
-)
+from costmodel.families.vits import ClipVision, used_layers
+from costmodel.models import MediaCost, MediaRule
 from costmodel.workload import Video
 
 MODEL_TYPES = ("llava",)
@@ -37,40 +33,6 @@ CLIP_LARGE_336: dict[str, object] = {
     "patch_size": 14,
 }
 """The tower of a config that names none."""
-
-
-class ClipVision(Foreign):
-    """`CLIPVisionConfig`."""
-
-    model_type: Literal["clip_vision_model"] = "clip_vision_model"
-    hidden_size: Count = 768
-    intermediate_size: Count = 3072
-    num_hidden_layers: Layers = 12
-    num_attention_heads: Count = 12
-    num_channels: Count = 3
-    image_size: Count = 224
-    patch_size: Count = 32
-
-    def layer(self) -> LayerSpec:
-        """Return one layer of the tower."""
-        head_dim = divide(self.hidden_size, self.num_attention_heads, "hidden_size by heads", "vision_config")
-        heads = self.num_attention_heads
-        mixer = AttentionSpec(heads, heads, head_dim, causal=False, rotary=False, qkv_bias=True, out_bias=True)
-        return LayerSpec(self.hidden_size, mixer, MlpSpec(self.intermediate_size, gated=False, bias=True), "layer")
-
-    def encoder(self, n_used: int) -> VisionEncoderSpec:
-        """Return the tower when the output of layer `n_used` is read."""
-        layer = self.layer()
-        unused = self.num_hidden_layers - n_used
-        return VisionEncoderSpec(
-            width=self.hidden_size,
-            runs=(LayerRun(n_used, layer),),
-            unused_runs=(LayerRun(unused, layer),) if unused else (),
-            patch_width=self.num_channels * self.patch_size**2,
-            positions=(self.image_size // self.patch_size) ** 2 + 1,
-            class_token=True,
-            extra_parameters=2 * norm_parameters("layer", self.hidden_size),
-        )
 
 
 class Llava(Foreign):
@@ -92,9 +54,9 @@ class FixedSquare:
     patch: int
     keeps_class_token: bool
 
-    def image(self, width: int, height: int) -> MediaCost:
+    def image(self, width: int, height: int, *, n_images: int = 1) -> MediaCost:
         """Return what an image of any size [pixels] is to the model."""
-        del width, height
+        del width, height, n_images
         return self.unit()
 
     def unit(self) -> MediaCost:
@@ -116,24 +78,44 @@ class FixedSquare:
 
 
 def read(files: ModelFiles) -> ModelParts:
-    """Return the parts of a LLaVA-1.5 model from its files."""
+    """Return the parts of a LLaVA-1.5 or Pixtral model from its files."""
     config = parse(Llava, files.config, files.source)
-    vision = parse(ClipVision, config.vision_config, f"{files.source}: vision_config")
+    tower = str(config.vision_config.get("model_type", "clip_vision_model"))
+    if tower not in TOWERS:
+        raise unknown(f"vision model type (in {files.source}: vision_config)", tower, TOWERS)
+    vision, media = TOWERS[tower](config, files)
     tied = config.tie_word_embeddings or bool(config.text_config.get("tie_word_embeddings", False))
     decoder = read_decoder(config.text_config, f"{files.source}: text_config", tied=tied)
-    keeps_class_token = config.vision_feature_select_strategy == "full"
+    widths = (vision.hidden_size, decoder.width, decoder.width)
+    key = f"{files.source}: vision_feature_layer"
+    used = used_layers(config.vision_feature_layer, vision.num_hidden_layers, key)
     return ModelParts(
         decoder=decoder,
-        vision=vision.encoder(_used_layers(config, vision, files.source)),
-        adapter=AdapterSpec((vision.hidden_size, decoder.width, decoder.width), bias=config.multimodal_projector_bias),
-        media=FixedSquare(vision.image_size, vision.patch_size, keeps_class_token),
+        vision=vision.encoder(used),
+        adapter=AdapterSpec(projector(widths, bias=config.multimodal_projector_bias)),
+        media=media,
     )
 
 
-def _used_layers(config: Llava, vision: ClipVision, source: str) -> int:
-    # hidden_states[0] is the embedding, so -1 is the last layer and -2 the one before
-    index = config.vision_feature_layer
-    used = index if index >= 0 else vision.num_hidden_layers + 1 + index
-    if not 1 <= used <= vision.num_hidden_layers:
-        raise ValueError(f"{source}: vision_feature_layer={index} must name one of {vision.num_hidden_layers} layers")
-    return used
+Tower = ClipVision | PixtralVision
+
+
+def _clip(config: Llava, files: ModelFiles) -> tuple[Tower, MediaRule]:
+    vision = parse(ClipVision, config.vision_config, f"{files.source}: vision_config")
+    keeps_class_token = config.vision_feature_select_strategy == "full"
+    return vision, FixedSquare(vision.image_size, vision.patch_size, keeps_class_token)
+
+
+def _pixtral(config: Llava, files: ModelFiles) -> tuple[Tower, MediaRule]:
+    if config.vision_feature_select_strategy != "full":
+        rule = "drops the first patch of a tower without a class token; use 'full'"
+        raise ValueError(f"{files.source}: vision_feature_select_strategy='default' {rule}")
+    vision = parse(PixtralVision, config.vision_config, f"{files.source}: vision_config")
+    return vision, picture_rule(files, vision, merge=1)
+
+
+TOWERS: Final[dict[str, Callable[[Llava, ModelFiles], tuple[Tower, MediaRule]]]] = {
+    "clip_vision_model": _clip,
+    "pixtral": _pixtral,
+}
+"""How the tower and the rule of its pictures are read, by the tower's `model_type`."""
