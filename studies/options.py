@@ -76,8 +76,16 @@ class Serving:
         Requests that run together.
     tp : int
         Devices that share the language model (tensor parallelism).
+    pp : int
+        Stages into which the layers are cut (pipeline parallelism).
+    dp : int
+        Replicas that share the batch (data parallelism).
+    ep : int
+        Devices over which experts are dealt out: tp, or tp x dp.
     encoder_tp : int
         Devices that share the vision encoder; as many as the language model by default.
+    encoder_dp : int
+        Copies of the vision encoder that share the pictures, whole ones each.
     weight_bits : int
         Width of the language model's weights.
     activation_bits : int
@@ -93,7 +101,11 @@ class Serving:
     output: Whole = 128
     batch: Whole = 1
     tp: Whole = 1
+    pp: Whole = 1
+    dp: Whole = 1
+    ep: Whole = 1
     encoder_tp: Whole | None = None
+    encoder_dp: Whole = 1
     weight_bits: Whole = 16
     activation_bits: Whole = 16
     kv_bits: Whole = 16

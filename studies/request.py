@@ -96,6 +96,7 @@ def _videos(prompt: Prompt) -> list[Video]:
 
 def predict_request(request: Request, hardware: str, serving: Serving) -> Prediction:
     """Predict a request on a device."""
+    check_encoder(request.model, serving)
     return predict(
         request.model,
         load_hardware(hardware),
@@ -103,9 +104,22 @@ def predict_request(request: Request, hardware: str, serving: Serving) -> Predic
         techniques=[parse.method(text) for text in serving.technique],
         batch=serving.batch,
         precision=Precision(serving.weight_bits, serving.activation_bits, serving.kv_bits),
-        parallelism=Parallelism(serving.tp, serving.encoder_tp),
+        parallelism=parallelism_of(serving),
         engine=serving.engine,
     )
+
+
+def check_encoder(model: ModelSpec, serving: Serving) -> None:
+    """Refuse to share an encoder that is not there."""
+    if model.vision is None and (serving.encoder_tp is not None or serving.encoder_dp > 1):
+        raise ValueError(
+            f"--encoder-tp and --encoder-dp share a vision encoder, and {model.name} has none; leave them out"
+        )
+
+
+def parallelism_of(serving: Serving) -> Parallelism:
+    """Return how many devices share the model."""
+    return Parallelism(serving.tp, serving.pp, serving.dp, serving.ep, serving.encoder_tp, serving.encoder_dp)
 
 
 def serving_inputs(request: Request, hardware: str, serving: Serving) -> dict[str, Any]:
@@ -121,7 +135,14 @@ def serving_inputs(request: Request, hardware: str, serving: Serving) -> dict[st
             "activation_bits": serving.activation_bits,
             "kv_bits": serving.kv_bits,
         },
-        "parallelism": {"tp": serving.tp, "encoder_tp": serving.encoder_tp or serving.tp},
+        "parallelism": {
+            "tp": serving.tp,
+            "pp": serving.pp,
+            "dp": serving.dp,
+            "ep": serving.ep,
+            "encoder_tp": parallelism_of(serving).encoder,
+            "encoder_dp": serving.encoder_dp,
+        },
         "techniques": [
             dict(zip(("name", "parameters"), parse.split_method(text), strict=True)) for text in serving.technique
         ],
@@ -132,8 +153,10 @@ def describe(prediction: Prediction, request: Request) -> list[str]:
     """Return who was asked and what, in two lines."""
     precision, parallelism = prediction.query.precision, prediction.query.parallelism
     device = prediction.hardware.name
-    shared = f"{parallelism.tp} x {device} (TP {parallelism.tp}, encoder TP {parallelism.encoder})"
-    where = device if parallelism.tp == 1 else shared
+    degrees = {"TP": parallelism.tp, "PP": parallelism.pp, "DP": parallelism.dp, "EP": parallelism.ep}
+    degrees |= {"encoder TP": parallelism.encoder, "encoder DP": parallelism.encoder_dp}
+    used = ", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1)
+    where = device if parallelism.devices == 1 else f"{parallelism.devices} x {device} ({used})"
     widths = f"{precision.weight_bits}/{precision.activation_bits}/{precision.kv_bits} bits"
     tokens = prediction.tokens
     asked = (

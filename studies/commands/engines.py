@@ -19,13 +19,14 @@ DEFAULTS = (
     "pricing",
     "prefill_chunk_tokens",
     "encoder_chunk_tokens",
+    "kv_block_tokens",
     "memory_fraction",
     "reserve_bytes",
     "step_host_s",
     "request_host_s",
     "first_token_in_prefill",
     "counts_full_square",
-    "runs_unused_layers",
+    "executes_everything",
 )
 
 

@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from costmodel import load_model, model_names
-from costmodel.models import LayerRun, ModelSpec
+from costmodel.adapters import LinearStep
+from costmodel.layers import AttentionSpec, CrossAttentionSpec, LayerRun, MoeSpec
+from costmodel.models import ModelSpec
 from studies.options import FOR_PEOPLE, Format
 from studies.output import Answer, emit
 from studies.tables import GB, MISSING, number, sections, table
@@ -58,8 +60,11 @@ def _show_list(to: Console, found: list[ModelSpec]) -> None:
         billions = [number(parameters[part] * GB) for part in PARTS]
         kv = f"{model.decoder.kv_bytes_per_token():,.0f}"
         rows.append((model.name, model.family, *billions, kv, MISSING if tokens is None else f"{tokens:,}"))
-    columns = ("name", "family", *PARTS, "KV bytes/token", f"tokens {WIDTH}x{HEIGHT}")
-    legend = "Parameters in billions; keys and values at 16 bits. Every number of one: lvlm models NAME"
+    columns = ("name", "family", *PARTS, "KV B/token", f"tokens {HEIGHT}p")
+    legend = (
+        f"Parameters in billions; bytes of keys and values at 16 bits; tokens of an image of {WIDTH}x{HEIGHT}."
+        " Every number of one: lvlm models NAME"
+    )
     sections(to, table(columns, rows, left=2), legend)
 
 
@@ -80,7 +85,8 @@ def _numbers(model: ModelSpec) -> list[dict[str, Any]]:
             **_layer_numbers("vision", vision.runs),
         }
     if model.adapter is not None:
-        read |= {f"adapter.width{i}": width for i, width in enumerate(model.adapter.widths)}
+        linear = [step for step in model.adapter.steps if isinstance(step, LinearStep)]
+        read |= {f"adapter.{step.name}.{side}": getattr(step, side) for step in linear for side in ("d_in", "d_out")}
     derived = {f"parameters.{part}": count for part, count in model.parameters().items()}
     derived["kv_bytes_per_token"] = int(decoder.kv_bytes_per_token())
     tokens = _image_tokens(model)
@@ -96,12 +102,14 @@ def _numbers(model: ModelSpec) -> list[dict[str, Any]]:
 
 def _layer_numbers(tower: str, runs: tuple[LayerRun, ...]) -> dict[str, float]:
     layer = runs[0].layer
-    return {
-        f"{tower}.heads": layer.mixer.heads,
-        f"{tower}.kv_heads": layer.mixer.kv_heads,
-        f"{tower}.head_dim": layer.mixer.head_dim,
-        f"{tower}.ffn_hidden": layer.ffn.hidden,
-    }
+    mixer, ffn = layer.mixer, layer.ffn
+    numbers: dict[str, float] = {f"{tower}.heads": mixer.heads, f"{tower}.ffn_hidden": ffn.hidden}
+    if isinstance(mixer, AttentionSpec | CrossAttentionSpec):
+        numbers |= {f"{tower}.kv_heads": mixer.kv_heads, f"{tower}.head_dim": mixer.head_dim}
+    mixtures = [run.layer.ffn for run in runs if isinstance(run.layer.ffn, MoeSpec)]
+    if mixtures:
+        numbers |= {f"{tower}.experts": mixtures[0].experts, f"{tower}.top_k": mixtures[0].top_k}
+    return numbers
 
 
 def _show(to: Console, model: ModelSpec) -> None:

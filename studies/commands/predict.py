@@ -61,7 +61,7 @@ def predict(
     if prediction.fits:
         return 0
     memory = prediction.memory
-    what = f"{request.model.name} with batch {serving.batch} on {serving.tp} x {prediction.hardware.name}"
+    what = f"{request.model.name} with batch {serving.batch} on {prediction.n_devices} x {prediction.hardware.name}"
     note(str(DoesNotFit(what, required_bytes=memory.peak_bytes, available_bytes=memory.usable_bytes)))
     return DOES_NOT_FIT
 

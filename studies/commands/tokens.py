@@ -60,6 +60,7 @@ def _items(request: Request) -> list[dict[str, Any]]:
         zip(names, media_costs(rule, workload), strict=True), start=1
     ):
         counts = {"patches": cost.patches, "visual": cost.visual_tokens, "markers": cost.marker_tokens}
+        counts["cross"] = cost.cross_tokens
         shape = {"item": f"{kind} {index}", "size": f"{width}x{height}", "frames": frames}
         rows.append({**shape, **{key: counts.get(key) for key in KEYS}})
     return rows
