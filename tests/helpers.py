@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from costmodel import Image, Video, Workload, model_names
+from costmodel import Image, Video, Workload, load_model, model_names
 from costmodel.catalogue import load_model_files
 from costmodel.errors import Unsupported
 
 GOLDENS = Path(__file__).parent / "goldens"
 FAST_MODELS = ("llava-1.5-7b", "qwen2.5-vl-7b", "internvl3-8b")
-"""One model a family: what the fast suite runs where the slow one runs the catalogue."""
-ORACLE_TYPES = {"llava", "qwen2_5_vl", "internvl"}
-"""The `model_type` values that `tests.oracle` builds and counts."""
+"""Models whose pictures and files `tests.oracle` builds with the real processors."""
 POINT = {"rel": 1e-12, "abs": 0.0}
 """Two ways to the same number: rounding alone may differ."""
 
@@ -27,23 +26,34 @@ def load_config(name: str) -> dict[str, Any]:
     return json.loads(load_model_files()[name])
 
 
-def models(*, oracle: bool = False) -> list[Any]:
-    """Return the models of the catalogue as parameters: one a family is fast, the others are slow."""
-    names = [n for n in model_names() if not oracle or load_config(n).get("model_type") in ORACLE_TYPES]
-    return [pytest.param(name, marks=() if name in FAST_MODELS else pytest.mark.slow) for name in names]
+@functools.cache
+def representatives() -> list[str]:
+    """Return one model a `model_type`, the smallest: what the fast suite runs where the slow one runs the catalogue."""
+    by_size = sorted(model_names(), key=lambda name: load_model(name).parameters()["total"])
+    smallest = {load_config(name)["model_type"]: name for name in reversed(by_size)}
+    return sorted(smallest.values())
 
 
-@functools.lru_cache(maxsize=2)
-def real_model(name: str) -> Any:
-    """Return the `transformers` model on the meta device."""
-    from tests.oracle import transformers_counts
+def models(names: Iterable[str] | None = None) -> list[Any]:
+    """Return models as parameters, all of the catalogue if none are named: one a `model_type` is fast."""
+    fast = representatives()
+    names = model_names() if names is None else names
+    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
 
-    return transformers_counts.build(load_config(name))
+
+@functools.cache
+def seeing_models() -> list[str]:
+    """Return the models of the catalogue that have a vision part."""
+    return [name for name in model_names() if load_model(name).media]
 
 
 def takes_videos(name: str) -> bool:
     """Return whether a model of the catalogue takes videos."""
-    return load_config(name)["model_type"] != "llava"
+    try:
+        load_model(name).media.video(8, 640, 480)
+    except Unsupported:
+        return False
+    return True
 
 
 def images(*sizes: tuple[int, int], text_tokens: Any = 64, output_tokens: Any = 32) -> Workload:

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from costmodel import load_model, model_names
 from studies import cli, parse, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, DEVICE = "qwen2.5-vl-7b", "h100-sxm5-80gb"
 LARGE = "qwen2.5-vl-72b"  # 147 GB of weights
+EXPERTS, TEXT_ONLY = "qwen3-vl-30b-a3b", "llama-3.1-8b"
 PICTURES = ["--image", "1920x1080", "--image", "640x480", "--video", "1280x720:5s@24fps"]
+DEGREES = ["--tp", "2", "--pp", "2", "--dp", "2", "--ep", "4", "--encoder-tp", "1", "--encoder-dp", "2"]
 COMMANDS = {
     "models": ["models"],
     "model": ["models", MODEL],
@@ -29,13 +32,25 @@ COMMANDS = {
     "count": ["count", MODEL, *PICTURES],
     "predict": ["predict", MODEL, DEVICE, *PICTURES],
     "roofline": ["roofline", MODEL, DEVICE, *PICTURES],
+    "shared": ["predict", EXPERTS, DEVICE, *PICTURES, *DEGREES, "--batch", "6"],
+    "shared roofs": ["roofline", EXPERTS, DEVICE, *PICTURES, *DEGREES],
+    "cross": ["predict", "llama-3.2-11b-vision", DEVICE, "--image", "1920x1080"],
+    "cross tokens": ["tokens", "llama-3.2-11b-vision", "--image", "1920x1080", "--image", "64x64"],
+    "recurrent": ["predict", "qwen3.5-9b", DEVICE, *PICTURES, "--weight-bits", "4"],
+    "text": ["predict", TEXT_ONLY, DEVICE],
+    "language": ["models", TEXT_ONLY],
 }
 NUMBER = (int, float)
 TOKENS = dict.fromkeys(("patches", "visual", "markers", "cross", "text", "prompt"), int)
 PARAMETERS = dict.fromkeys(("total", "vision", "adapter", "language", "active"), int)
 STAGE = {"time_s": NUMBER, "flops": NUMBER, "bytes": NUMBER, "intensity_flops_per_byte": NUMBER, "bound": str}
 STEPS = {"step_time_s": dict.fromkeys(("first", "middle", "last"), NUMBER)}
-MEMORY = dict.fromkeys(("weights_bytes", "kv_bytes", "activation_bytes", "peak_bytes", "capacity_bytes"), NUMBER)
+MEMORY = {
+    **dict.fromkeys(("weights_bytes", "kv_bytes", "activation_bytes", "peak_bytes", "capacity_bytes"), NUMBER),
+    **dict.fromkeys(("vision_weights_bytes", "language_weights_bytes", "reserve_bytes", "usable_bytes"), NUMBER),
+    **dict.fromkeys(("encode_activation_bytes", "prefill_activation_bytes", "kv_block_bytes"), NUMBER),
+    "kv_blocks": int,
+}
 COUNT = {
     "parameters": PARAMETERS,
     "weight_bytes": NUMBER,
@@ -70,7 +85,7 @@ INPUTS = {
     "output": int,
     "batch": int,
     "precision": dict.fromkeys(("weight_bits", "activation_bits", "kv_bits"), int),
-    "parallelism": {"tp": int, "encoder_tp": int},
+    "parallelism": dict.fromkeys(("tp", "pp", "dp", "ep", "encoder_tp", "encoder_dp"), int),
     "techniques": list,
 }
 
@@ -145,7 +160,8 @@ def test_json_is_one_object_that_says_what_was_asked(lvlm, name):
 
 @pytest.mark.parametrize(
     ("name", "n_rows"),
-    [("tokens", 4), ("predict", 5), ("count", 9), ("engines", None), ("models", None), ("hardware", None)],
+    [("tokens", 4), ("cross tokens", 3), ("predict", 5), ("shared", 5), ("count", 9), ("roofline", None)]
+    + [(name, None) for name in ("engines", "models", "hardware")],
 )
 def test_csv_has_rows(lvlm, name, n_rows):
     result = lvlm(*COMMANDS[name], "--csv")
@@ -154,7 +170,7 @@ def test_csv_has_rows(lvlm, name, n_rows):
     assert all(None not in row and None not in row.values() for row in result.rows)
 
 
-@pytest.mark.parametrize("name", ["model", "device", "engine"])
+@pytest.mark.parametrize("name", ["model", "language", "device", "engine"])
 def test_details_name_the_source_of_every_number(lvlm, name):
     rows = lvlm(*COMMANDS[name], "--csv").rows
     assert len(rows) > 10
@@ -174,9 +190,10 @@ def test_tokens_json(lvlm):
     assert values["inputs"]["videos"][0]["frames"] == 10
 
 
-def test_tokens_csv_adds_up(lvlm):
-    *items, total = lvlm(*COMMANDS["tokens"], "--csv").rows
-    for key in ("patches", "visual", "markers"):
+@pytest.mark.parametrize("name", ["tokens", "cross tokens"])
+def test_tokens_csv_adds_up(lvlm, name):
+    *items, total = lvlm(*COMMANDS[name], "--csv").rows
+    for key in ("patches", "visual", "markers", "cross"):
         assert sum(int(row[key]) for row in items) == int(total[key])
 
 
@@ -205,10 +222,43 @@ def test_predict_resolves_its_inputs(lvlm):
     values = lvlm("predict", MODEL, f"{DEVICE}:tdp_w=500", *options, *widths, "--json").json
     inputs = values["inputs"]
     assert (inputs["batch"], inputs["output"], inputs["engine"], inputs["text"]) == (10, 32, "ideal", 64)
-    assert inputs["parallelism"] == {"tp": 2, "encoder_tp": 1}
+    assert inputs["parallelism"] == {"tp": 2, "pp": 1, "dp": 1, "ep": 1, "encoder_tp": 1, "encoder_dp": 1}
     assert set(inputs["precision"].values()) == {8}
     assert inputs["hardware"]["name"] == f"{DEVICE}:tdp_w=500"
     assert values["error_band"] == {"ttft_s": None, "tpot_s": None}
+
+
+def test_predict_counts_all_devices(lvlm):
+    values = lvlm(*COMMANDS["shared"], "--json").json
+    assert_shape(values, PREDICT)
+    degrees = {"tp": 2, "pp": 2, "dp": 2, "ep": 4, "encoder_tp": 1, "encoder_dp": 2}
+    assert values["inputs"]["parallelism"] == degrees
+    each = values["throughput_tokens_per_s_per_gpu"]
+    assert values["throughput_tokens_per_s"] == pytest.approx(8 * each, rel=1e-12)
+    price = lvlm("hardware", DEVICE, "--json").json["hardware"][0]["price_usd_per_s"]
+    assert values["cost_usd"] == pytest.approx(price * 8 * values["total_s"] / 6, rel=1e-12)
+    head = lvlm(*COMMANDS["shared"]).out.splitlines()[0]
+    assert f"8 x {DEVICE} (TP 2, PP 2, DP 2, EP 4, encoder DP 2)" in head
+
+
+def test_the_encoder_is_shared_like_the_language_model_unless_told(lvlm):
+    def encoder(*options):
+        inputs = lvlm("predict", MODEL, DEVICE, *options, "--json").json["inputs"]["parallelism"]
+        return inputs["encoder_tp"], inputs["encoder_dp"]
+
+    assert encoder("--tp", "4") == (4, 1)
+    assert encoder("--tp", "4", "--encoder-tp", "2") == (2, 1)
+    assert encoder("--tp", "4", "--encoder-dp", "4") == (1, 4)
+    assert encoder("--tp", "2", "--pp", "2", "--encoder-tp", "2", "--encoder-dp", "2") == (2, 2)
+
+
+def test_models_lists_every_model_with_its_family(lvlm):
+    listed = lvlm("models", "--json").json["models"]
+    assert [(row["name"], row["family"]) for row in listed] == [(n, load_model(n).family) for n in model_names()]
+    lines = [line.split() for line in lvlm("models").out.splitlines()]
+    heads = {(words[0], words[1]) for words in lines if len(words) > 2}
+    assert {(row["name"], row["family"]) for row in listed} <= heads  # each on a line of its own, in one piece
+    assert len({row["family"] for row in listed}) > 20
 
 
 def test_predict_of_a_device_without_price(lvlm):
@@ -232,6 +282,8 @@ def test_a_model_that_does_not_fit_is_printed_whole_and_exits_3(lvlm):
     (line,) = result.err.splitlines()
     assert LARGE in line
     assert "GB are usable" in line
+    shared = lvlm("predict", LARGE, DEVICE, "--pp", "2", "--dp", "2", "--batch", "999")
+    assert f"{LARGE} with batch 999 on 4 x {DEVICE}" in shared.err
     assert "does NOT fit" in lvlm("predict", LARGE, DEVICE).out
 
 
@@ -297,11 +349,17 @@ def bad_files(tmp_path, monkeypatch):
     (tmp_path / "list.json").write_text("[1, 2]", encoding="utf-8")
     (tmp_path / "other.json").write_text('{"model_type": "whisper"}', encoding="utf-8")
     (tmp_path / "device.toml").write_text("name = ", encoding="utf-8")
+    (tmp_path / "deep.json").write_text("[" * 100_000, encoding="utf-8")
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00\x80")
+    trace = {"model_type": "lvlm-trace", "schema_version": 2}
+    (tmp_path / "trace.json").write_text(json.dumps(trace), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
 
 
 PREDICTION = f"predict {MODEL} {DEVICE}"
 CLIP = "--video 1280x720:5s@24fps"
+TEXT_COMMANDS = [f"tokens {TEXT_ONLY}", f"count {TEXT_ONLY}"]
+TEXT_COMMANDS += [f"{command} {TEXT_ONLY} {DEVICE}" for command in ("predict", "roofline")]
 BAD = [
     ("predict qwen25-vl-7b h100-sxm5-80gb", "did you mean 'qwen2.5-vl-7b'?"),
     (f"predict {MODEL} h1000", "did you mean 'h100-sxm5-80gb'?"),
@@ -315,7 +373,43 @@ BAD = [
     (f"{PREDICTION} --activation-bits 4 --weight-bits 4", "no matrix unit"),
     (f"{PREDICTION} --weight-bits 5", "weight_bits=5"),
     (f"{PREDICTION} --tp 3", "tp=3"),
-    (f"{PREDICTION} --tp 2 --encoder-tp 4", "encoder_tp=4"),
+    (f"{PREDICTION} --tp 2 --encoder-tp 4", "encoder_tp x encoder_dp=4 must not exceed tp x pp=2"),
+    (f"{PREDICTION} --tp 16", "tp=16 does not divide the 28 heads"),
+    (f"{PREDICTION} --tp 7 --encoder-tp 7", "encoder_tp=7 does not divide the 16 heads"),
+    (f"{PREDICTION} --pp 0", "must be a whole number from 1"),
+    (f"{PREDICTION} --pp two", "must be a whole number from 1"),
+    (f"{PREDICTION} --pp", "--pp requires an argument"),
+    (f"{PREDICTION} --pp 29", "pp=29 exceeds the 28 layers"),
+    (f"{PREDICTION} --pp 4 --tp 4", "whose node joins 8"),
+    (f"{PREDICTION} --dp 1.5", "must be a whole number from 1"),
+    (f"{PREDICTION} --dp 2000", "Parallelism.dp=2000 must be a whole number from 1 to 1024"),
+    (f"{PREDICTION} --dp -1", "must be a whole number from 1"),
+    (f"{PREDICTION} --ep 2", "ep=2 must be 1, tp=1 or tp x dp=1"),
+    (f"{PREDICTION} --tp 2 --ep 2", "ep=2 needs routed experts"),
+    (f"predict {EXPERTS} {DEVICE} --tp 2 --dp 4 --ep 4", "ep=4 must be 1, tp=2 or tp x dp=8"),
+    (f"predict {EXPERTS} {DEVICE} --tp 4 --dp 4 --ep 16", "whose node joins 8"),
+    (f"{PREDICTION} --encoder-dp 2", "encoder_tp x encoder_dp=2 must not exceed tp x pp=1"),
+    (f"{PREDICTION} --encoder-dp inf", "must be a whole number from 1"),
+    (f"{PREDICTION} --encoder-dp 0", "must be a whole number from 1"),
+    (f"{PREDICTION} --expert-imbalance 2", "--expert-imbalance"),
+    (f"predict {MODEL} jetson-thor-128gb --tp 2", "whose node joins 1"),
+    (f"roofline {MODEL} {DEVICE} --pp 29", "pp=29 exceeds"),
+    *[(f"{command} --image 640x480", "has no vision part") for command in TEXT_COMMANDS],
+    *[(f"{command} {CLIP}", "has no vision part") for command in TEXT_COMMANDS],
+    (f"predict trace.json {DEVICE}", "trace.json: schema_version"),
+    ("trace missing.json -o out.json", "no file 'missing.json'"),
+    ("trace missing -o out.json", "no file 'missing'"),
+    ("trace empty -o out.json", "no file 'empty/config.json'"),
+    ("trace text.jpg -o out.json", "'text.jpg' is no JSON file"),
+    ("trace bytes.json -o out.json", "'bytes.json' is no JSON file"),
+    ("trace deep.json -o out.json", "'deep.json' is no JSON file"),
+    ("trace broken -o out.json", "'broken/config.json' is no JSON file"),
+    ("trace list.json -o out.json", "holds list, not an object"),
+    ("trace other.json", "requires an argument"),
+    ("trace -o out.json", "requires an argument"),
+    ("trace other.json -o out.txt", "name a .json file"),
+    ("trace other.json -o missing/out.json", "in a folder that exists"),
+    ("trace other.json -o empty", "name a .json file"),
     (f"{PREDICTION} --batch 0", "must be a whole number from 1"),
     (f"{PREDICTION} --batch -3", "must be a whole number from 1"),
     (f"{PREDICTION} --batch nan", "must be a whole number from 1"),

@@ -14,6 +14,7 @@ import costmodel
 import costmodel.families
 import hardware_profiles
 from costmodel import (
+    Image,
     Workload,
     engine_names,
     hardware_names,
@@ -25,8 +26,11 @@ from costmodel import (
 )
 from costmodel.base import Foreign
 from costmodel.families import load_families
+from costmodel.families.text import load_text_configs
 from costmodel.operators import Kind
-from tests.helpers import CLEAN_ERRORS, FAST_MODELS, assert_clean, images, load_config, models
+from costmodel.recurrent import RecurrentSpec
+from costmodel.units import UNBOUNDED
+from tests.helpers import CLEAN_ERRORS, FAST_MODELS, assert_clean, load_config, representatives
 
 ROOT = Path(costmodel.__file__).parent
 HARDWARE_FILES = sorted(Path(hardware_profiles.__file__).parent.glob("*.toml"))
@@ -120,7 +124,7 @@ def test_engine(file):
 
 @pytest.mark.parametrize("engine", engine_names())
 def test_an_engine_gives_a_band_when_its_file_does(engine):
-    p = predict("qwen2.5-vl-7b", "a100-sxm4-80gb", images((640, 480)), engine=engine)
+    p = predict("qwen2.5-vl-7b", "a100-sxm4-80gb", Workload(images=[Image(640, 480)]), engine=engine)
     has_band = any(e.low is not None for e in load_engine(engine).efficiency.values())
     assert (p.error_band is not None) == has_band
     if p.error_band:
@@ -137,7 +141,8 @@ def test_model(file):
     assert model.name == file.stem
     assert model.family in stems(FAMILY_FILES)
     parts = model.parameters()
-    assert parts["total"] == parts["vision"] + parts["adapter"] + parts["language"] > 0
+    run = parts["vision"] + parts["adapter"] + parts["language"]
+    assert parts["total"] == run + model.other_parameters > 0
     assert parts["active"] <= parts["total"]
     from_file = load_model(file)  # a path of the same file says the same
     assert from_file.parameters() == parts
@@ -146,21 +151,9 @@ def test_model(file):
     assert from_file.media == model.media
 
 
-@pytest.mark.parametrize("name", models())
-def test_model_runs_everywhere(name):
-    for device in hardware_names():
-        for engine in engine_names():
-            for workload in (images((1280, 720)), Workload(text_tokens=1, output_tokens=1)):
-                p = predict(name, device, workload, engine=engine)
-                told = json.loads(json.dumps(p.as_dict(), allow_nan=False))
-                assert 0 < told["ttft_s"] <= told["total_s"]
-                assert told["tpot_s"] > 0
-                assert told["energy_j"] > 0
-                assert told["fits"] == (told["max_batch"] >= 1)
-                assert set(told["stages"]) == {"preprocess", "encode", "adapt", "prefill", "decode"}
-
-
 # Families
+
+WITHOUT_MODEL = {"traced"}  # its files are written by people; tests/test_trace.py
 
 
 @pytest.mark.parametrize("file", FAMILY_FILES, ids=lambda file: file.stem)
@@ -172,7 +165,8 @@ def test_family(file):
     assert all(load_families()[model_type] is module for model_type in module.MODEL_TYPES)
     assert callable(module.read)
     assert module.read.__doc__
-    assert any(load_config(name)["model_type"] in module.MODEL_TYPES for name in model_names()), "no model uses it"
+    used = any(load_config(name)["model_type"] in module.MODEL_TYPES for name in model_names())
+    assert used != (file.stem in WITHOUT_MODEL), "no model of the catalogue uses it"
 
 
 def test_no_two_families_read_one_model_type():
@@ -198,10 +192,11 @@ NAMED = re.compile(r"`(\w+Config)`")
 
 
 def config_classes():
-    for module in ["text", *stems(FAMILY_FILES)]:
-        for name, value in vars(importlib.import_module(f"costmodel.families.{module}")).items():
+    for file in sorted((ROOT / "families").rglob("*.py")):
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for name, value in vars(importlib.import_module(f"costmodel.{module}")).items():
             named = NAMED.match((value.__doc__ or "").strip()) if inspect.isclass(value) else None
-            ours = named and issubclass(value, Foreign) and value.__module__.endswith(f".{module}")
+            ours = named and issubclass(value, Foreign) and value.__module__ == f"costmodel.{module}"
             if ours and named[1] not in NOT_IN_TRANSFORMERS:
                 yield pytest.param(value, named[1], id=name)
 
@@ -213,47 +208,68 @@ def real_config(name):
     return getattr(transformers, name)()
 
 
-def plain(value):
+def kinds(ours):
+    """Return the `layer_types` of the decoder of an empty config."""
+    mixers = [layer.mixer for layer in ours.model_validate({}).decoder("test").layers()]
+    slides = ["full_attention" if mixer.window == UNBOUNDED else "sliding_attention" for mixer in mixers]
+    pairs = zip(mixers, slides, strict=True)
+    return ["linear_attention" if isinstance(mixer, RecurrentSpec) else slide for mixer, slide in pairs]
+
+
+def settled(key, value, width, heads):
+    """Return a default as a list or a number; None stands for what follows from the other keys."""
+    follows = {
+        "head_dim": width // heads if heads else None,
+        "num_key_value_heads": heads,
+        "mlp_only_layers": [],
+        "use_bidirectional_attention": False,
+        "word_embed_proj_dim": width,
+    }
+    if value is None:
+        return follows.get(key)
     return list(value) if isinstance(value, tuple | list) else value
 
 
 @pytest.mark.parametrize(("ours", "theirs"), list(config_classes()))
 def test_defaults_are_those_of_transformers(ours, theirs):
-    real, compared = real_config(theirs), 0
-    for key, field in ours.model_fields.items():
+    real, fields, compared = real_config(theirs), ours.model_fields, 0
+    shape = [getattr(real, key, None) for key in ("hidden_size", "num_attention_heads")]
+    for key, field in fields.items():
         if field.is_required() or not hasattr(real, key) or isinstance(field.default, dict):
             continue
         if (ours.__name__, key) in SETTLED_WHEN_READ:
             continue
-        default, expected = plain(field.default), plain(getattr(real, key))
-        if default is None and key == "num_key_value_heads":
-            default = ours.model_fields["num_attention_heads"].default
-        if default is None and key == "head_dim":
-            default = ours.model_fields["hidden_size"].default // ours.model_fields["num_attention_heads"].default
-        if default is None and key == "layer_types":
-            assert set(expected or ["full_attention"]) == {"full_attention"}
+        if key == "layer_types":
+            assert kinds(ours) == list(real.layer_types or ["full_attention"] * real.num_hidden_layers)
             continue
         if key == "sliding_window" and not getattr(real, "use_sliding_window", True):
             continue  # its class drops the value while sliding is off, and so does ours where it is used
-        assert default == expected, key
+        assert settled(key, field.default, *shape) == settled(key, getattr(real, key), *shape), key
         compared += 1
     assert compared
 
 
 def shallow(name):
-    """Return the config of a model with few layers, which the real class builds in no time."""
+    """Return the config of a model, with few layers where nothing else in it counts layers, and so quick to build."""
     config = load_config(name)
-    text, vision = config.get("text_config", config), config["vision_config"]
-    text["num_hidden_layers"] = 2
-    vision["depth" if "depth" in vision else "num_hidden_layers"] = 3
+    if name in FAST_MODELS:
+        text, vision = config.get("text_config", config), config["vision_config"]
+        text["num_hidden_layers"] = 2
+        vision["depth" if "depth" in vision else "num_hidden_layers"] = 3
     return config
 
 
-def dropped_keys(name):
-    config = shallow(name)
-    for part in (None, "text_config", "vision_config"):
-        if part is None or part in config:
-            yield from ((part, key) for key in (config if part is None else config[part]))
+def dropped_keys():
+    from tests.oracle.transformers_counts import is_known
+
+    for name in sorted({*FAST_MODELS, *filter(lambda name: is_known(load_config(name)), representatives())}):
+        config = shallow(name)
+        for part in [None, *(key for key in config if key.endswith("_config"))]:
+            keys = config if part is None else config[part]
+            for key in keys:
+                if key == "num_hidden_layers" and "layer_types" in keys:
+                    continue  # the two must agree
+                yield pytest.param(name, part, key, marks=() if name in FAST_MODELS else pytest.mark.slow)
 
 
 # Without these a file may be refused: what they would fall back to does not fit the rest, or is nobody's model.
@@ -264,12 +280,20 @@ MAY_BE_NEEDED = {
     "hidden_size",
     "num_attention_heads",
     "num_key_value_heads",
+    "head_dim",  # where the width is no multiple of the heads
+    "out_hidden_size",  # the language model's width
+    "image_size",  # the side of tiles, whose grids are named beside it
+    "scale_factor",  # of a shuffle that must divide the patches
+    "deepstack_visual_indexes",  # layers of the tower
 }
-DROPS = [(name, *where) for name in FAST_MODELS for where in dropped_keys(name)]
+RELEASED = {("mistral-small-3.1-24b", None, "tie_word_embeddings")}
+"""Where released files leave a key out and mean something else than the class."""
 
 
-@pytest.mark.parametrize(("name", "part", "key"), DROPS)
+@pytest.mark.parametrize(("name", "part", "key"), list(dropped_keys()))
 def test_a_dropped_key_falls_back_as_in_transformers(name, part, key, tmp_path):
+    from huggingface_hub.errors import StrictDataclassError
+
     from tests.oracle import transformers_counts
 
     config = shallow(name)
@@ -277,18 +301,19 @@ def test_a_dropped_key_falls_back_as_in_transformers(name, part, key, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     try:
         ours = load_model(tmp_path).parameters()
+        theirs = transformers_counts.parameters(transformers_counts.build(config))
+    except StrictDataclassError:  # transformers refuses it
+        assert key in MAY_BE_NEEDED
+        return
     except CLEAN_ERRORS as error:
         assert_clean(error)
         assert key in MAY_BE_NEEDED
         return
-    theirs = transformers_counts.parameters(transformers_counts.build(config))
-    assert {component: ours[component] for component in theirs} == theirs
+    assert (ours == theirs) != ((name, part, key) in RELEASED)
 
 
 def test_every_text_config_names_its_class():
-    from costmodel.families.text import TEXT_CONFIGS
-
-    unnamed = set(TEXT_CONFIGS.values()) - {c.values[0] for c in config_classes()}
+    unnamed = set(load_text_configs().values()) - {c.values[0] for c in config_classes()}
     assert {cls.__name__ for cls in unnamed} == {"InternLm2Text"}
 
 

@@ -5,10 +5,11 @@ The figures and how they were reconciled: `techniques.md`, section 1.1, in the p
 
 import pytest
 
-from costmodel import Workload, load_model
+from costmodel import Unsupported, Workload, load_model
 from costmodel.conventions import CONVENTIONS, layer_flops, prefill_flops
 from costmodel.counts import count
-from tests.helpers import POINT
+from tests.helpers import POINT, assert_clean
+from tests.kinds import CROSS, WITH_EXPERTS
 
 QWEN2_7B = load_model("qwen2.5-vl-7b").decoder  # the decoder of LLaVA-OneVision-7B has the same shape
 VICUNA_7B = load_model("llava-1.5-7b").decoder  # LLaVA-1.5-7B and LLaVA-NeXT-7B
@@ -89,6 +90,28 @@ def test_count_offers_every_convention(name):
         else:
             assert flops["prefill"] == pytest.approx(formula, **POINT)
             assert flops["encode"] is flops["adapt"] is flops["decode_step"] is None
+
+
+@pytest.mark.parametrize("name", [*WITH_EXPERTS, CROSS])
+def test_formulas_refuse_layers_that_they_do_not_know(name):
+    workload = Workload(text_tokens=500)
+    for convention in ("fastv", "swiglu-mac", "gqa-mac"):
+        with pytest.raises(Unsupported, match=f"convention {convention} has no formula") as raised:
+            count(name, workload, convention=convention)
+        assert_clean(raised.value)
+    for convention in ("torch", "kernel"):
+        assert count(name, workload, convention=convention).flops["prefill"] > 0
+
+
+@pytest.mark.parametrize("name", WITH_EXPERTS)
+def test_what_one_token_uses_is_what_prefill_multiplies(name):
+    # Two FLOPs an active parameter and token, but for the embedding, norms, attention, and scans; the head runs once.
+    model, n = load_model(name), 64.0
+    active = model.parameters()["active"] - model.parameters()["vision"] - model.parameters()["adapter"]
+    ends = model.decoder.end_parameters
+    head = 2 * model.decoder.width * model.decoder.vocabulary
+    flops = count(name, Workload(text_tokens=n), convention="kernel").flops["prefill"] - head
+    assert flops == pytest.approx(2 * n * (active - ends), rel=0.05)
 
 
 def test_a_schedule_must_name_every_layer():

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from costmodel import Image, Parallelism, Precision, Video, Workload, load_hardware, predict
+from costmodel import Image, Parallelism, Precision, Video, Workload, load_hardware, load_model, predict
 from costmodel import equations as eq
 from costmodel.counts import count
 from costmodel.energy import energy_per_token_j
 from tests.helpers import POINT, images
+from tests.kinds import CROSS, EXPERTS, LATENT, RECURRENT, SLIDING
 
 A100 = "a100-sxm4-80gb"
 PEAK, BANDWIDTH, TDP = 312e12, 2.039e12, 400.0  # FLOP/s, bytes/s, W: its datasheet
@@ -97,6 +98,33 @@ def test_equation_6_reads_weights_and_cache_through_all_devices(name, n_devices)
     assert p.tpot_s == pytest.approx(np.mean(step_s), **POINT)
     assert p.stages["decode"].step_time_s == pytest.approx((step_s[0], step_s[15], step_s[-1]), **POINT)
     assert p.stages["decode"].time_s == pytest.approx(sum(step_s), **POINT)
+
+
+# name, bytes that a token adds to the caches, bytes that stay whatever the context
+KEPT = [
+    (EXPERTS, 2 * 48 * 4 * 128 * 2, 0),
+    (LATENT, 27 * (512 + 64) * 2, 0),
+    (RECURRENT, 10 * 2 * 2 * 256 * 2, 30 * (32 * 128 * 128 * 4 + 8192 * 3 * 2)),
+    (CROSS, 2 * 32 * 8 * 128 * 2, 0),  # without pictures none of the layers that see them
+]
+
+
+@pytest.mark.parametrize(("kind", "each", "fixed"), KEPT)
+@pytest.mark.parametrize("batch", [1, 5])
+def test_equations_5_and_6_of_other_layers(kind, each, fixed, batch):
+    p = paper(kind, Workload(text_tokens=300, output_tokens=31), batch=batch)
+    assert p.memory.kv_bytes == pytest.approx(batch * (331 * each + fixed), **POINT)
+    weights = 2 * load_model(kind).parameters()["language"]  # the survey's equations know no experts: all are read
+    step_s = [(weights + batch * ((300 + i) * each + fixed)) / BANDWIDTH for i in range(1, 32)]
+    assert p.tpot_s == pytest.approx(np.mean(step_s), **POINT)
+
+
+def test_equation_5_of_windows():
+    p = paper(SLIDING, Workload(text_tokens=3000, output_tokens=31))
+    assert p.memory.kv_bytes == pytest.approx((5 * 3031 + 29 * 1023) * 2 * 4 * 256 * 2, **POINT)
+    reads = 5 * np.mean([3000 + i for i in range(1, 32)]) + 29 * 1024  # a step sees itself too
+    weights = 2 * load_model(SLIDING).parameters()["language"]
+    assert p.tpot_s == pytest.approx((weights + reads * 2 * 4 * 256 * 2) / BANDWIDTH, **POINT)
 
 
 def test_equation_9_is_the_power_limit_over_a_token(name):

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,19 +31,36 @@ from costmodel import (
 from costmodel.conventions import prefill_flops
 from costmodel.counts import count, counting_engine, stage_flops
 from costmodel.evaluate import Evaluator
+from costmodel.hardware import PRECISIONS_BY_BITS
 from costmodel.operators import Kind, Operator
-from costmodel.query import MAX_BATCH, KVEntry, Overhead, Query, Segment, Turn
+from costmodel.query import KVEntry, Overhead, Query, Segment, Turn
 from costmodel.roofline import operator_s
 from costmodel.stages import DEVICE_STAGES, Structure, Sums, operators
 from costmodel.stages import Work as StageWork
-from costmodel.sums import adapt_points, decode_points, decode_steps, encode_points, prefill_points
+from costmodel.sums import (
+    adapt_points,
+    decode_points,
+    decode_steps,
+    encode_points,
+    prefill_points,
+    prompt_in_cache,
+    touched_share,
+)
 from costmodel.units import UNBOUNDED
-from tests.helpers import FAST_MODELS, POINT, images
+from tests.helpers import POINT, images
+from tests.kinds import DENSE, KINDS, LATENT
 
 A100, H100 = "a100-sxm4-80gb", "h100-sxm5-80gb"
+SHARED = (
+    Parallelism(),
+    Parallelism(tp=2, encoder_tp=1),
+    Parallelism(tp=4, dp=3),
+    Parallelism(tp=2, pp=2, encoder_dp=2),
+    Parallelism(tp=2, dp=2, ep=4, encoder_tp=2, expert_imbalance=1.5),
+)
 STAGES = ("preprocess", "encode", "adapt", "prefill", "decode")
 
-names = st.sampled_from(FAST_MODELS)
+names = st.sampled_from(KINDS)
 devices = st.sampled_from([A100, "h200-sxm-141gb", "l40s-48gb", "cpu-epyc-9654"])
 engines = st.sampled_from(engine_names())
 counts = st.integers(1, 40_000)
@@ -117,6 +135,26 @@ def test_a_sweep_equals_its_points(*, name, device, engine, visual, text, output
             assert np.asarray(getattr(sweep, field))[index] == pytest.approx(getattr(point, field), **POINT), field
 
 
+@law(60)
+@given(
+    name=names,
+    pictures=st.lists(sizes, min_size=1, max_size=3),
+    text=quantities(1, 20_000),
+    batch=quantities(1, 300),
+    parallelism=st.sampled_from(SHARED),
+)
+def test_a_sweep_on_several_devices_equals_its_points(*, name, pictures, text, batch, parallelism):
+    assume(parallelism.ep == 1 or load_model(name).routing)
+    settings_ = {"parallelism": parallelism, "engine": "fused"}
+    sweep = predict(name, H100, images(*pictures, text_tokens=text), batch=batch, **settings_)
+    shape = np.broadcast_shapes(np.shape(text), np.shape(batch))
+    for index in np.ndindex(shape):
+        workload = images(*pictures, text_tokens=settled(text, shape, index))
+        point = predict(name, H100, workload, batch=settled(batch, shape, index), **settings_)
+        for field in ("ttft_s", "tpot_s", "total_s"):
+            assert np.asarray(getattr(sweep, field))[index] == pytest.approx(getattr(point, field), **POINT), field
+
+
 def test_a_sweep_over_several_blocks_equals_its_points():
     visual, text = np.arange(1.0, 30_002.0, 2.5), np.array([[7.0], [900.0]])
     sweep = predict(
@@ -173,9 +211,9 @@ def assert_dearer(larger, smaller, *fields):
         assert never_less(getattr(larger, field), getattr(smaller, field)), field
 
 
-def bill(name, device, engine, *, visual, text, output, batch):
+def bill(name, device, engine, *, visual, text, output, batch, parallelism=None):
     workload = Workload(visual_tokens=visual, text_tokens=text, output_tokens=output)
-    return Bill.of(predict(name, device, workload, batch=batch, engine=engine), batch)
+    return Bill.of(predict(name, device, workload, batch=batch, engine=engine, parallelism=parallelism), batch)
 
 
 @law(400)
@@ -196,13 +234,35 @@ def test_more_never_costs_less(*, name, device, engine, visual, text, output, ba
     assert_dearer(bill(name, device, engine, **end), bill(name, device, engine, **start))
 
 
+@law(150)
+@given(
+    name=names,
+    engine=engines,
+    visual=st.integers(0, 40_000),
+    text=counts,
+    output=outputs,
+    batch=batches,
+    what=st.sampled_from(["visual", "text", "output", "batch"]),
+    more=st.integers(1, 20_000),
+    parallelism=st.sampled_from(SHARED),
+)
+def test_more_never_costs_less_on_several_devices(
+    *, name, engine, visual, text, output, batch, what, more, parallelism
+):
+    assume(parallelism.ep == 1 or load_model(name).routing)
+    start = {"visual": float(visual), "text": text, "output": output, "batch": batch}
+    end = start | {what: start[what] + (1 + more % 50 if what == "batch" else more)}
+    dear, cheap = (bill(name, H100, engine, parallelism=parallelism, **of) for of in (end, start))
+    assert_dearer(dear, cheap, "ttft_s", "tpot_s", "total_s", "energy_j", "peak_bytes")
+
+
 @law(100)
 @given(names, engines, st.lists(sizes, max_size=3), sizes, batches)
 def test_another_image_always_costs_more(name, engine, before, added, batch):
     few = predict(name, H100, images(*before), batch=batch, engine=engine)
     many = predict(name, H100, images(*before, added), batch=batch, engine=engine)
-    for kind in ("patches", "visual", "prompt"):
-        assert many.tokens[kind] > few.tokens[kind]
+    for kinds in (("patches",), ("visual", "cross"), ("prompt",)):  # what cross-attention sees is in no prompt
+        assert sum(many.tokens[kind] for kind in kinds) > sum(few.tokens[kind] for kind in kinds)
     assert_dearer(Bill.of(many, batch), Bill.of(few, batch))
     for stage in ("encode", "prefill", "decode"):
         if engine != "paper" or stage == "prefill":  # Eq. 3 has no bytes, and the FLOPs of Eq. 6 are the weights'
@@ -269,81 +329,149 @@ def test_chunks_never_save_traffic_or_time(name, text, batch, chunk):
 
 # The direct path equals the compiled one
 
+N_SCALARS = len(dataclasses.fields(Sums)) - 1  # all but the works
+N_COLUMNS = len(dataclasses.fields(StageWork)) - 1  # all but the passes, which are those of the sums
+LISTS = {"encode": encode_points, "adapt": adapt_points, "prefill": prefill_points}
+WIDTHS = (Precision(), Precision(4, 16, 8), Precision(8, 8, 2), Precision(8, 16, 16), Precision(32, 32, 16))
+SAMPLE = (A100, "h200-sxm-141gb", "cpu-epyc-9654", "mi300x-192gb", "gaudi3-128gb", "tpu-v5e-16gb", "jetson-thor-128gb")
+"""One device a maker and a kind: with and without fp8, int8 and fp4, with a link for two, for 256, for none."""
 
-N_SCALARS = len(dataclasses.fields(Sums)) - 1  # all but the works, passes first
+
+def summed(column):
+    """Return the sums of a point from the column that the compiled path multiplies with."""
+    scalars, rest = column[:N_SCALARS], column[N_SCALARS:]
+    works = tuple(StageWork(scalars[0], *rest[i : i + N_COLUMNS]) for i in range(0, len(rest), N_COLUMNS))
+    return Sums(*scalars, works)
 
 
 def direct_s(query, hardware, stage, points):
     """Return the time of a stage from its list of operators, point by point."""
-    structure = Structure.of(query)
-    n_devices = query.parallelism.encoder if stage in ("encode", "adapt") else query.parallelism.tp
     times = []
-    for column in points.sums.T:
-        numbers = column.tolist()
-        scalars, rest = numbers[:N_SCALARS], numbers[N_SCALARS:]
-        works = tuple(StageWork(scalars[0], *rest[i : i + 3]) for i in range(0, len(rest), 3))
-        assert len(works) == structure.n_works(stage)
-        listed = operators(query, stage, Sums(*scalars, works))
-        times.append(sum(operator_s(o, hardware, query.engine, n_devices) for o in listed))
+    for column in points.sums.T.tolist():
+        sums = summed(column)
+        assert len(sums.works) == Structure.of(query).n_works(stage)
+        assert [float(value) for value in sums.flat()] == column
+        times.append(sum(operator_s(o, hardware, query.engine) for o in operators(query, stage, sums)))
     return times
 
 
 def assert_paths_agree(query, hardware):
     structure, evaluator, turn = Structure.of(query), Evaluator.of(query, hardware), query.turns[0]
     times, engine = evaluator.turn(turn), query.engine
-    lists = {"encode": encode_points, "adapt": adapt_points, "prefill": prefill_points}
     hosts_s = {"prefill": engine.request_host_s, "decode": engine.step_host_s}
     for stage in DEVICE_STAGES:
         if stage == "decode":
             points, expected = decode_points(query, structure, turn, detailed=False), times.decode_step_s
             weights = [1.0]
         else:
-            points, expected = lists[stage](query, structure, turn), getattr(times, f"{stage}_s")
+            points, expected = LISTS[stage](query, structure, turn), getattr(times, f"{stage}_s")
             weights = [float(n) for n in points.counts]
         direct = sum(w * t for w, t in zip(weights, direct_s(query, hardware, stage, points), strict=True))
-        assert float(np.squeeze(expected)) - hosts_s.get(stage, 0.0) == pytest.approx(direct, rel=1e-12, abs=1e-18), (
-            stage
-        )
+        found = float(np.squeeze(expected)) - hosts_s.get(stage, 0.0)
+        assert found == pytest.approx(direct, rel=1e-12, abs=1e-18), stage
+
+
+def is_able(name, hardware, precision, parallelism):
+    """Return whether a device has the matrix units and the link, and a model the experts, that a setting needs."""
+    units = set(PRECISIONS_BY_BITS[precision.activation_bits]) & set(hardware.peak_flops_per_s)
+    widest = max(parallelism.tp * parallelism.pp, parallelism.ep)
+    joined = max((link.devices for link in hardware.links), default=1)
+    return units and widest <= joined and (parallelism.ep == 1 or load_model(name).routing)
 
 
 @pytest.mark.parametrize("engine", engine_names())
-@pytest.mark.parametrize("device", hardware_names())
-@pytest.mark.parametrize("name", FAST_MODELS)
+@pytest.mark.parametrize("device", SAMPLE)
+@pytest.mark.parametrize("name", KINDS)
 def test_direct_and_compiled_paths_agree(name, device, engine):
+    hardware, model = load_hardware(device), load_model(name)
+    pictures = images((640, 480), (1500, 900), text_tokens=5000, output_tokens=77)
+    tried = 0
+    for i, parallelism in enumerate(SHARED):
+        for precision in (WIDTHS[0], WIDTHS[1 + i % 4], WIDTHS[1 + (i + 1) % 4]):
+            if is_able(name, hardware, precision, parallelism):
+                settings_ = {"batch": 3, "precision": precision, "parallelism": parallelism}
+                assert_paths_agree(build_query(model, pictures, load_engine(engine), **settings_), hardware)
+                tried += 1
+    assert tried
+
+
+@pytest.mark.parametrize("device", hardware_names())
+def test_direct_and_compiled_paths_agree_on_every_device(device):
     hardware = load_hardware(device)
-    for tp in (1, 2, 4):
-        if tp > max(link.devices for link in hardware.links):
-            continue
-        for precision in (Precision(), Precision(4, 16, 8), Precision(8, 8, 2), Precision(32, 32, 16)):
-            query = build_query(
-                load_model(name),
-                images((640, 480), (1500, 900), text_tokens=5000, output_tokens=77),
-                load_engine(engine),
-                batch=3,
-                precision=precision,
-                parallelism=Parallelism(tp=tp, encoder_tp=1 if tp == 2 else None),
-            )
-            assert_paths_agree(query, hardware)
+    assert_paths_agree(build_query(load_model(LATENT), images((640, 480)), load_engine("fused"), batch=3), hardware)
 
 
-def test_direct_and_compiled_paths_agree_on_edited_queries():
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("convention", ["torch", "kernel"])
+def test_direct_and_compiled_paths_agree_on_what_is_counted(name, convention):
+    query = build_query(load_model(name), images((640, 480)), counting_engine(convention), batch=3)
+    assert_paths_agree(query, load_hardware(A100))
+
+
+def edited(query):
+    """Return a query with its layers split, thinned and sparse, and its caches cut and quantised."""
+    first, *others = query.decoder
+    rest = tuple(replace(segment, visual_keep=0.4, text_keep=0.9, density=0.3) for segment in others)
+    eager = replace(first, n_layers=first.n_layers + 5, visual_keep=0.1, implementation="eager")
+    narrow, *entries = query.kv
+    cached = tuple(replace(e, bits=4, read_share=0.5, fixed_tokens=e.fixed_tokens + 8) for e in entries)
+    thinned = tuple(replace(s, visual_keep=0.5, implementation="eager") for s in query.encoder)
+    kept = (replace(narrow, n_layers=3, visual_share=0.2), replace(narrow, bits=8))
+    return replace(query, decoder=(first, eager, *rest), kv=(*kept, *cached), encoder=thinned)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_direct_and_compiled_paths_agree_on_edited_queries(name):
+    query = build_query(load_model(name), images((1500, 900)), load_engine("fused"), batch=2)
+    assert_paths_agree(edited(query), load_hardware(A100))
+
+
+def test_direct_and_compiled_paths_agree_on_windows_of_our_own():
     query = build_query(load_model("qwen2.5-vl-7b"), images((1500, 900)), load_engine("fused"), batch=2)
     first, entry = query.decoder[0], query.kv[0]
     windowed = replace(first.layer, mixer=replace(first.layer.mixer, window=300.0))
-    edited = replace(
-        query,
-        decoder=(
-            replace(first, n_layers=3),
-            replace(first, n_layers=5, visual_keep=0.4, implementation="eager"),
-            Segment(20, windowed, visual_keep=0.1, text_keep=0.5, density=0.3),
-        ),
-        kv=(
-            replace(entry, n_layers=8, visual_share=0.2),
-            replace(entry, n_layers=20, mixer=windowed.mixer, bits=4, read_share=0.5, fixed_tokens=8),
-        ),
-        encoder=tuple(replace(s, visual_keep=0.5, implementation="eager") for s in query.encoder),
-    )
-    assert_paths_agree(edited, load_hardware(A100))
+    segments = (replace(first, n_layers=8), Segment(20, windowed, visual_keep=0.1, text_keep=0.5, density=0.3))
+    entries = (replace(entry, n_layers=8), replace(entry, n_layers=20, mixer=windowed.mixer, bits=4))
+    assert_paths_agree(replace(query, decoder=segments, kv=entries), load_hardware(A100))
+
+
+TRACE = {
+    "model_type": "lvlm-trace",
+    "schema_version": 1,
+    "decoder": {
+        "width": 512,
+        "parameters": 10_000_000,
+        "vocabulary": 1000,
+        "end_parameters": 512_512,
+        "cached_width": 2048,
+        "products": [
+            {"name": "qkv", "d_in": 512, "d_out": 1536, "rows_ratio": 1.0, "repeats": 4},
+            {"name": "experts", "d_in": 512, "d_out": 256, "rows_ratio": 2.0, "repeats": 4, "experts": 8},
+        ],
+        "attentions": [{"heads": 8, "qk_dim": 64, "v_dim": 32, "pairs_ratio": 0.5, "repeats": 4}],
+    },
+    "vision": {
+        "width": 256,
+        "parameters": 1_000_000,
+        "rows": 400,
+        "side_px": 280,
+        "visual_tokens": 100,
+        "products": [{"name": "all", "d_in": 256, "d_out": 256, "rows_ratio": 4.0}],
+        "attentions": [{"heads": 4, "qk_dim": 64, "v_dim": 64}],
+        "adapter": [{"name": "up", "d_in": 1024, "d_out": 512, "rows_ratio": 0.25}],
+        "adapter_parameters": 524_288,
+    },
+}
+
+
+@pytest.mark.parametrize("engine", engine_names())
+def test_direct_and_compiled_paths_agree_on_a_trace(tmp_path, engine):
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps(TRACE), encoding="utf-8")
+    model = load_model(path)
+    for parallelism in (Parallelism(), Parallelism(dp=2)):
+        settings_ = {"batch": 3, "parallelism": parallelism, "precision": Precision(4, 16, 8)}
+        assert_paths_agree(build_query(model, images((9, 9)), load_engine(engine), **settings_), load_hardware(A100))
 
 
 # Parts and wholes
@@ -400,71 +528,19 @@ def test_the_mean_step_is_the_mean_of_all_steps(*, name, device, engine, visual,
     hardware = load_hardware(device)
     p = evaluate(query, hardware)
     priced = Evaluator.of(query, hardware).priced("decode")
-    n_steps = int(decode_steps(query, query.turns[0]))
+    turn = query.turns[0]
+    n_steps = int(decode_steps(query, turn))
     steps_s = []
     for i in range(1, n_steps + 1):
-        keys = batch * (visual + text + i)
-        works = tuple(StageWork(1.0, batch, keys, keys) for _ in Structure.of(query).kv)
-        sums = Sums(passes=1.0, rows=batch, sequences=batch, head_passes=1.0, works=works)
+        reads = [entry.reads(float(prompt_in_cache(query, entry, turn)), i) for entry in Structure.of(query).kv]
+        works = tuple(StageWork(1.0, batch, batch * keys, batch * keys) for keys in reads)
+        sums = Sums(1.0, batch, batch, 1.0, touched_share(query, batch), works)
         steps_s.append(priced.total_s(np.array([sums.flat()], dtype=float).T)[0] + query.engine.step_host_s)
-    assert p.tpot_s == pytest.approx(np.mean(steps_s), rel=1e-9)
+    # The step at the mean of the keys is the mean step but where a roof is crossed on the way; roofs are convex.
+    assert p.tpot_s == pytest.approx(np.mean(steps_s), rel=1e-5)
+    assert p.tpot_s <= np.mean(steps_s) * (1 + 1e-9)
     shown = p.stages["decode"].step_time_s
     assert shown == pytest.approx((steps_s[0], steps_s[-(-n_steps // 2) - 1], steps_s[-1]), rel=1e-9)
-
-
-@law(200)
-@given(
-    name=names,
-    device=devices,
-    engine=engines,
-    pictures=st.lists(sizes, max_size=2),
-    text=st.integers(1, 20_000),
-    output=outputs,
-    precision=precisions,
-)
-def test_max_batch_is_the_last_that_fits(*, name, device, engine, pictures, text, output, precision):
-    workload = images(*pictures, text_tokens=text, output_tokens=output)
-    settings_ = {"engine": engine, "precision": precision}
-    most = predict(name, device, workload, **settings_).max_batch
-    if most:
-        assert predict(name, device, workload, batch=most, **settings_).fits
-    if most < MAX_BATCH:
-        assert not predict(name, device, workload, batch=most + 1, **settings_).fits
-
-
-def test_a_model_larger_than_the_device_has_no_batch():
-    p = predict("qwen2.5-vl-72b", A100, images((640, 480)))
-    assert p.max_batch == 0
-    assert not p.fits
-
-
-@pytest.mark.parametrize("name", FAST_MODELS)
-@pytest.mark.parametrize("engine", [engine for engine in engine_names() if engine != "paper"])
-def test_tensor_parallelism_divides_and_communicates(name, engine):
-    def at(tp):
-        return predict(name, H100, images((900, 600)), engine=engine, parallelism=Parallelism(tp=tp))
-
-    one, two, four = at(1), at(2), at(4)
-    for p, n in ((two, 2), (four, 4)):
-        assert close(p.memory.weights_bytes, one.memory.weights_bytes / n)
-        assert close(p.memory.kv_bytes, one.memory.kv_bytes / n)
-        for stage in ("prefill", "decode"):
-            assert close(p.stages[stage].flops, one.stages[stage].flops / n)
-            assert close(p.stages[stage].weight_bytes, one.stages[stage].weight_bytes / n)
-            assert close(p.stages[stage].kv_bytes, one.stages[stage].kv_bytes / n)
-        share = p.stages["encode"].flops / one.stages["encode"].flops
-        assert 1 / n <= share < 1.02 / n  # every device embeds all patches
-        for stage in ("encode", "prefill", "decode"):
-            assert p.stages[stage].link_bytes > 0 == one.stages[stage].link_bytes
-            assert p.stages[stage].kind_s[Kind.COLLECTIVE] > 0 == one.stages[stage].kind_s[Kind.COLLECTIVE]
-    assert four.stages["prefill"].link_bytes > two.stages["prefill"].link_bytes  # 2 (n - 1) / n of the buffer
-
-
-def test_fewer_heads_than_devices_are_copied():
-    def cache(tp):
-        return predict("qwen2.5-vl-3b", H100, images((900, 600)), parallelism=Parallelism(tp=tp)).memory.kv_bytes
-
-    assert cache(2) == cache(4) == cache(1) / 2  # two key/value heads
 
 
 # Nothing is changed, nothing is random
@@ -516,7 +592,7 @@ def split(query, *keeps):
     return replace(query, decoder=tuple(replace(segment, n_layers=n, visual_keep=keep) for n, keep in keeps))
 
 
-@pytest.mark.parametrize("name", FAST_MODELS)
+@pytest.mark.parametrize("name", DENSE)
 @pytest.mark.parametrize("convention", ["torch", "kernel"])
 def test_dropping_tokens_inside_the_decoder_follows_the_convention(name, convention):
     query = plain(name, engine=counting_engine(convention))
@@ -593,7 +669,7 @@ def test_a_window_caps_what_is_read_and_kept():
     assert windowed.reads(50.0, 2000.0) == windowed.reads(5e6, 1.0) == 100.0
     p = evaluate(replace(query, kv=(windowed,)), hardware)
     each = 28 * 2 * entry.mixer.kv_width * 2
-    assert close(p.memory.kv_bytes, 100 * each)
+    assert close(p.memory.kv_bytes, 112 * each)  # 99 tokens in blocks of 16: the next one sees itself too
     first, middle, last = p.stages["decode"].step_time_s
     assert first == middle == last < evaluate(query, hardware).stages["decode"].step_time_s[0]
     reads = p.stages["decode"].kv_bytes - 299 * each  # less what every step writes
@@ -772,7 +848,7 @@ def reference():
 
 
 @law(15)
-@given(names, devices, st.lists(st.floats(0.01, 0.99), min_size=1, max_size=3, unique=True))
+@given(st.sampled_from(DENSE), devices, st.lists(st.floats(0.01, 0.99), min_size=1, max_size=3, unique=True))
 def test_caches_never_mix_queries_up(name, device, keeps):
     before = reference()
     for keep in keeps:

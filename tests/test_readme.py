@@ -29,7 +29,9 @@ def test_python_blocks_run(capsys):
 def test_commands_run(command, tmp_path, monkeypatch, capsys):
     photo = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
     monkeypatch.chdir(tmp_path)
-    arguments = [str(photo) if part == "photo.jpg" else part for part in shlex.split(command)[1:]]
+    config = README.parent / "costmodel" / "model_configs" / "llava-1.5-7b.json"
+    files = {"photo.jpg": str(photo), "config.json": str(config)}
+    arguments = [files.get(part, part) for part in shlex.split(command)[1:]]
     assert main(arguments) == 0, capsys.readouterr().err
 
 

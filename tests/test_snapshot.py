@@ -1,4 +1,4 @@
-"""A snapshot of about a hundred predictions: a change that moves one is made on purpose, or found here.
+"""A snapshot of some 150 predictions: a change that moves one is made on purpose, or found here.
 
 `python -m tests.test_snapshot --regenerate` from the root of the repository writes it anew; say why in CHANGELOG.md.
 """
@@ -16,10 +16,12 @@ from costmodel import (
     Workload,
     engine_names,
     hardware_names,
+    load_model,
     model_names,
     predict,
 )
 from tests.helpers import GOLDENS
+from tests.kinds import CROSS, GROUPED, KINDS, MULTI_HEAD, TILED, WITH_EXPERTS
 
 FILE = GOLDENS / "predictions.json"
 REGENERATE = "python -m tests.test_snapshot --regenerate"
@@ -33,7 +35,14 @@ WORKLOADS = {
     "long text": Workload(images=[Image(640, 480)], text_tokens=30_000, output_tokens=1000),
     "video": Workload(videos=[Video(1280, 720, 30.0, 24.0)], text_tokens=64, output_tokens=128),
 }
-MODELS, DEVICES, ENGINES = model_names(), hardware_names(), engine_names()
+A100, H100, H200 = "a100-sxm4-80gb", "h100-sxm5-80gb", "h200-sxm-141gb"
+
+
+def one_a_family():
+    """Return a model of every family: one that the tests of kinds use, or else the first by name."""
+    known = model_names()
+    first = {load_model(name).family: name for name in reversed(known)}
+    return sorted((first | {load_model(name).family: name for name in reversed(KINDS)}).values())
 
 
 def cases():
@@ -44,23 +53,37 @@ def cases():
         words = [f"{key}={value}" for key, value in settings.items()]
         found[" | ".join([model, device, engine, workload, *words])] = (model, device, engine, workload, settings)
 
-    for model in MODELS:
-        for engine in ENGINES:
-            add(model, "h100-sxm5-80gb", engine, "one image")
-        add(model, "a100-sxm4-80gb", "fused", "six photographs")
-        add(model, "a100-sxm4-80gb", "fused", "text", batch=32)
-        add(model, "h200-sxm-141gb", "fused", "long text", batch=4)
-        add(model, "h100-sxm5-80gb", "fused", "one image", tp=2)
-        add(model, "h100-sxm5-80gb", "fused", "one image", tp=4, encoder_tp=1, batch=8)
-        add(model, "h100-sxm5-80gb", "fused", "one image", bits="8-8-8")
-        add(model, "a100-sxm4-80gb", "fused", "one image", bits="4-16-4", batch=16)
-        if not model.startswith("llava"):
-            add(model, "a100-sxm4-80gb", "fused", "video", batch=2)
-    for device in DEVICES:
-        for workload in ("one image", "text"):
-            add("qwen2.5-vl-7b", device, "fused", workload)
-            add("llava-1.5-7b", device, "fused", workload, batch=8)
+    for model in one_a_family():
+        add(model, H100, "fused", "one image" if load_model(model).media else "text")
+        add(model, A100, "fused", "text", batch=32)
+    for model in KINDS:
+        for engine in sorted({*engine_names()} - {"fused"}):
+            add(model, H100, engine, "one image")
+        add(model, A100, "fused", "six photographs")
+        add(model, H200, "fused", "long text", batch=4)
+        add(model, H100, "fused", "one image", tp=2)
+        add(model, H100, "fused", "one image", bits="8-8-8")
+        add(model, A100, "fused", "one image", bits="4-16-4", batch=16)
+    for device in hardware_names():
+        add(GROUPED, device, "fused", "one image")
+    for model in (GROUPED, TILED):
+        add(model, A100, "fused", "video", batch=2)
+    add_shared(add)
     return found
+
+
+def add_shared(add):
+    """Add models on several devices."""
+    add(MULTI_HEAD, H100, "fused", "one image", tp=4, encoder_tp=1, batch=8)
+    add(GROUPED, H100, "fused", "long text", pp=2, batch=4)
+    add(GROUPED, H100, "fused", "one image", dp=2, batch=7)
+    add(GROUPED, H100, "fused", "six photographs", tp=4, encoder_dp=4)
+    add(CROSS, H100, "fused", "six photographs", tp=2, pp=2, encoder_tp=2, encoder_dp=2)
+    add(GROUPED, "h100-nvl-94gb", "fused", "one image", tp=4)
+    add(GROUPED, "mi300x-192gb", "fused", "one image", tp=2)
+    for model in WITH_EXPERTS:
+        add(model, H100, "fused", "one image", tp=4, ep=4, batch=8)
+        add(model, H100, "fused", "one image", tp=2, dp=2, ep=4, batch=8)
 
 
 CASES = cases()
@@ -69,6 +92,7 @@ CASES = cases()
 def predicted(model, device, engine, workload, settings):
     """Return the numbers of one prediction."""
     bits = settings.get("bits", "16-16-16").split("-")
+    degrees = {key: value for key, value in settings.items() if key not in ("bits", "batch")}
     p = predict(
         model,
         device,
@@ -76,7 +100,7 @@ def predicted(model, device, engine, workload, settings):
         engine=engine,
         batch=settings.get("batch", 1),
         precision=Precision(*map(int, bits)),
-        parallelism=Parallelism(tp=settings.get("tp", 1), encoder_tp=settings.get("encoder_tp")),
+        parallelism=Parallelism(**degrees),
     )
     return {
         "ttft_s": p.ttft_s,
