@@ -557,6 +557,28 @@ def test_a_mutated_config_works_or_is_refused_in_one_line(folders, name, n_examp
     check()
 
 
+def numbers(name):
+    """Return the path of every whole number in a config of the catalogue; the first of a list stands for all."""
+    kept = []
+    for path in config_paths(name):
+        value = functools.reduce(lambda part, step: part[step], path, load_config(name))
+        if type(value) is int and not any(isinstance(step, int) and step > 0 for step in path):
+            kept.append(path)
+    return kept
+
+
+@pytest.mark.parametrize("name", representatives())
+@pytest.mark.parametrize("number", [2, 5])
+def test_each_number_of_a_config_may_be_small_or_is_refused(folders, name, number):
+    for path in numbers(name):
+        config = load_config(name)
+        *into, key = path
+        functools.reduce(lambda part, step: part[step], into, config)[key] = number
+        model = attempt(load_model, folders(config=config))
+        if model:
+            assert_sound(model)
+
+
 @FUZZ
 @given(
     name=st.sampled_from(FAST_MODELS),

@@ -15,6 +15,7 @@ from costmodel.adapters import AdapterSpec, ElementwiseStep, LinearStep
 from costmodel.base import Foreign
 from costmodel.families.files import Count, ModelFiles, ModelParts, divide, parse, text_part
 from costmodel.families.native import WRAPPER_TOKENS, NativeResolution, PixelLimits, fit_clip
+from costmodel.families.pictures import patches_along
 from costmodel.families.text import read_decoder
 from costmodel.layers import AttentionSpec, LayerRun, LayerSpec, MlpSpec, norm_parameters
 from costmodel.models import VisionEncoderSpec
@@ -57,7 +58,7 @@ class Glm4vVision(Foreign):
             runs=(LayerRun(self.depth, layer),),
             patch_width=self.in_channels * self.temporal_patch_size * self.patch_size**2,
             patch_bias=True,
-            positions=(self.image_size // self.patch_size) ** 2,
+            positions=patches_along(self.image_size, self.patch_size, "vision_config") ** 2,
             extra_parameters=2 * norm_parameters("rms", width),
         )
 

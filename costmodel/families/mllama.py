@@ -14,7 +14,7 @@ from pydantic import Field
 from costmodel.adapters import AdapterSpec, projector
 from costmodel.base import Foreign
 from costmodel.families.files import Count, ModelFiles, ModelParts, divide, parse
-from costmodel.families.pictures import StillsOnly
+from costmodel.families.pictures import StillsOnly, patches_along
 from costmodel.families.text import read_decoder
 from costmodel.layers import AttentionSpec, LayerRun, LayerSpec, MlpSpec, norm_parameters
 from costmodel.models import MediaCost, VisionEncoderSpec
@@ -48,7 +48,7 @@ class MllamaVision(Foreign):
 
     def tile_rows(self) -> int:
         """Return the patches of a tile and its class token."""
-        return (self.image_size // self.patch_size) ** 2 + 1
+        return patches_along(self.image_size, self.patch_size, "vision_config") ** 2 + 1
 
     def layer(self, *, gated: bool) -> LayerSpec:
         """Return one layer of the local or of the global, gated encoder."""

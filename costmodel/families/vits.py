@@ -6,6 +6,7 @@ from typing import Literal
 
 from costmodel.base import Foreign
 from costmodel.families.files import Count, Layers, divide
+from costmodel.families.pictures import patches_along
 from costmodel.layers import AttentionSpec, LayerRun, LayerSpec, MlpSpec, norm_parameters
 from costmodel.models import VisionEncoderSpec
 
@@ -38,7 +39,7 @@ class ClipVision(Foreign):
             runs=(LayerRun(n_used, layer),),
             unused_runs=(LayerRun(unused, layer),) if unused else (),
             patch_width=self.num_channels * self.patch_size**2,
-            positions=(self.image_size // self.patch_size) ** 2 + 1,
+            positions=patches_along(self.image_size, self.patch_size, "vision_config") ** 2 + 1,
             class_token=True,
             extra_parameters=2 * norm_parameters("layer", self.hidden_size),
         )
@@ -66,7 +67,7 @@ class SiglipVision(Foreign):
 
     def patches(self) -> int:
         """Return the patches of a square of the tower's own size."""
-        return (self.image_size // self.patch_size) ** 2
+        return patches_along(self.image_size, self.patch_size, "vision_config") ** 2
 
     def encoder(self, n_used: int | None = None) -> VisionEncoderSpec:
         """Return the tower when the output of layer `n_used` is read (all layers: None)."""
