@@ -568,8 +568,8 @@ def numbers(name):
 
 
 @pytest.mark.parametrize("name", representatives())
-@pytest.mark.parametrize("number", [2, 5])
-def test_each_number_of_a_config_may_be_small_or_is_refused(folders, name, number):
+@pytest.mark.parametrize("number", [1, 5])
+def test_each_number_of_a_config_may_be_tiny_or_is_refused(folders, name, number):
     for path in numbers(name):
         config = load_config(name)
         *into, key = path

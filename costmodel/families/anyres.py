@@ -224,9 +224,9 @@ TOWERS: dict[str, type[ClipVision | SiglipVision]] = {
 def read_tower(values: Json, source: str) -> Tower:
     """Return the checked config of a CLIP or SigLIP tower."""
     model_type = values.get("model_type")
-    if model_type not in TOWERS:
+    if not isinstance(model_type, str) or model_type not in TOWERS:
         raise unknown(f"vision model type (in {source})", model_type, TOWERS)
-    return parse(TOWERS[str(model_type)], values, source)
+    return parse(TOWERS[model_type], values, source)
 
 
 def feature_layers(layers: int | list[int], n_layers: int, source: str) -> list[int]:

@@ -15,7 +15,7 @@ from pydantic import Field
 from costmodel.adapters import AdapterSpec, projector
 from costmodel.base import Foreign
 from costmodel.errors import Unsupported
-from costmodel.families.files import Count, ModelFiles, ModelParts, parse
+from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, parse
 from costmodel.families.text import read_decoder
 from costmodel.families.vits import SiglipVision
 from costmodel.models import MediaCost
@@ -33,7 +33,7 @@ class VisionPart(Foreign):
     image_size: Count = 384
     patch_size: Count = 16
     width: Count = 1024
-    layers: Count = 24
+    layers: Layers = 24
     heads: Count = 16
     mlp_ratio: float = Field(default=4.0, gt=0, le=64)
     class_token: Literal[False] = False
@@ -57,7 +57,7 @@ class ProjectorPart(Foreign):
     projector_type: Literal["downsample_mlp_gelu"] = "downsample_mlp_gelu"
     input_dim: Count = 1152
     n_embed: Count = 2048
-    depth: Count = 2
+    depth: Layers = 2
     mlp_ratio: Count = 1
     downsample_ratio: Count = 2
     token_pooling: Literal[False] = False

@@ -18,6 +18,8 @@ Count = Annotated[int, Field(gt=0, le=10**7, strict=True)]
 """A size in a config: a whole number that a real model can have."""
 Layers = Annotated[int, Field(gt=0, le=1000, strict=True)]
 """A number of layers."""
+Window = Annotated[int, Field(gt=1, le=10**7, strict=True)]
+"""A sliding window [tokens]: a token and at least one before it."""
 Area = Annotated[int, Field(gt=0, le=10**10, strict=True)]
 """An area [pixels]."""
 TileCount = Annotated[int, Field(gt=0, le=1000, strict=True)]

@@ -13,7 +13,7 @@ import numpy as np
 
 from costmodel.adapters import AdapterSpec, ElementwiseStep, LinearStep
 from costmodel.base import Foreign
-from costmodel.families.files import Count, ModelFiles, ModelParts, divide, parse, text_part
+from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, divide, parse, text_part
 from costmodel.families.native import WRAPPER_TOKENS, NativeResolution, PixelLimits, fit_clip
 from costmodel.families.pictures import patches_along
 from costmodel.families.text import read_decoder
@@ -35,7 +35,7 @@ TIME_TOKENS = 1  # the second behind each frame pair; the tokenizer keeps up to 
 class Glm4vVision(Foreign):
     """`Glm4vVisionConfig`."""
 
-    depth: Count = 24
+    depth: Layers = 24
     hidden_size: Count = 1536
     attention_bias: bool = False
     num_heads: Count = 12

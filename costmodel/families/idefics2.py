@@ -12,7 +12,7 @@ from pydantic import Field
 
 from costmodel.adapters import AdapterSpec, AttentionStep, ElementwiseStep, LinearStep, Step
 from costmodel.base import Foreign
-from costmodel.families.files import Count, ModelFiles, ModelParts, divide, parse
+from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, divide, parse
 from costmodel.families.pictures import StillsOnly
 from costmodel.families.text import read_decoder
 from costmodel.families.vits import SiglipVision
@@ -40,7 +40,7 @@ class Perceiver(Foreign):
     """`Idefics2PerceiverConfig`; its hidden size is that of the language model whatever the file says."""
 
     resampler_n_latents: Count = 64
-    resampler_depth: Count = 3
+    resampler_depth: Layers = 3
     resampler_n_heads: Count = 16
     resampler_head_dim: Count = 96
     num_key_value_heads: Count = 4

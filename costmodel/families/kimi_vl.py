@@ -14,7 +14,7 @@ from typing import Any, Literal
 from costmodel.adapters import AdapterSpec, ElementwiseStep, projector
 from costmodel.base import Foreign
 from costmodel.errors import Unsupported
-from costmodel.families.files import Count, ModelFiles, ModelParts, divide, parse
+from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, divide, parse
 from costmodel.families.text import read_decoder
 from costmodel.layers import AttentionSpec, LayerRun, LayerSpec, MlpSpec, norm_parameters
 from costmodel.models import MediaCost, VisionEncoderSpec
@@ -36,7 +36,7 @@ class MoonVit(Foreign):
     init_pos_emb_height: Count = 64
     init_pos_emb_width: Count = 64
     num_attention_heads: Count = 16
-    num_hidden_layers: Count = 27
+    num_hidden_layers: Layers = 27
     hidden_size: Count = 1152
     intermediate_size: Count = 4304
     merge_kernel_size: tuple[Count, Count] = (2, 2)

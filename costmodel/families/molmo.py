@@ -15,7 +15,7 @@ import numpy as np
 from costmodel.adapters import AdapterSpec, AttentionStep, ElementwiseStep, LinearStep
 from costmodel.base import Foreign
 from costmodel.errors import Unsupported
-from costmodel.families.files import Count, ModelFiles, ModelParts, divide, parse
+from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, divide, parse
 from costmodel.families.vits import ClipVision
 from costmodel.layers import AttentionSpec, LayerRun, LayerSpec, MlpSpec, norm_parameters
 from costmodel.models import DecoderSpec, MediaCost, VisionEncoderSpec
@@ -42,7 +42,7 @@ class Molmo(Foreign):
     embedding_size: Count | None = 50304
     hidden_size: Count = 4096
     intermediate_size: Count = 11008
-    num_hidden_layers: Count = 32
+    num_hidden_layers: Layers = 32
     num_attention_heads: Count = 32
     num_key_value_heads: Count | None = None
     max_position_embeddings: Count = 2048

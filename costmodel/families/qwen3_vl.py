@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from costmodel.adapters import AdapterSpec, ElementwiseStep, Step, projector
 from costmodel.base import Foreign
-from costmodel.families.files import Count, Json, ModelFiles, ModelParts, divide, parse
+from costmodel.families.files import Count, Json, Layers, ModelFiles, ModelParts, divide, parse
 from costmodel.families.native import LEAST_SHARE, WRAPPER_TOKENS, NativeResolution, PixelLimits, fit_clip
 from costmodel.families.text import read_decoder
 from costmodel.layers import AttentionSpec, LayerRun, LayerSpec, MlpSpec, norm_parameters
@@ -34,7 +34,7 @@ FIRST_TIME = 0.5  # frames before the middle of a pair
 class Qwen3Vision(Foreign):
     """`Qwen3VLVisionConfig`."""
 
-    depth: Count = 27
+    depth: Layers = 27
     hidden_size: Count = 1152
     intermediate_size: Count = 4304
     num_heads: Count = 16

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from costmodel.families.files import Count
+from costmodel.families.files import Count, Layers, Window
 from costmodel.families.text.llama import LlamaText
 from costmodel.layers import AttentionSpec, FfnSpec, LayerSpec, MlpSpec
 from costmodel.models import DecoderSpec
@@ -22,7 +22,7 @@ class CohereText(LlamaText):
     vocab_size: Count = 256000
     hidden_size: Count = 8192
     intermediate_size: Count = 22528
-    num_hidden_layers: Count = 40
+    num_hidden_layers: Layers = 40
     num_attention_heads: Count = 64
     max_position_embeddings: Count = 8192
     tie_word_embeddings: bool = True
@@ -53,7 +53,7 @@ class CohereText(LlamaText):
 class Cohere2Text(CohereText):
     """`Cohere2Config`."""
 
-    sliding_window: Count | None = 4096
+    sliding_window: Window | None = 4096
     sliding_window_pattern: Count = 4
 
     def attention(self, *, window: float = UNBOUNDED) -> AttentionSpec:

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from costmodel.families.files import Count, divide
+from costmodel.families.files import Count, Layers, divide
 from costmodel.families.text.llama import LlamaText
 from costmodel.layers import AttentionSpec, FfnSpec, LatentAttentionSpec, LayerSpec, MixerSpec, MlpSpec, MoeSpec
 from costmodel.models import DecoderSpec
@@ -114,7 +114,7 @@ class DeepseekV3Text(DeepseekV2Text):
     hidden_size: Count = 7168
     intermediate_size: Count = 18432
     moe_intermediate_size: Count = 2048
-    num_hidden_layers: Count = 61
+    num_hidden_layers: Layers = 61
     num_attention_heads: Count = 128
     num_key_value_heads: Count | None = 128
     n_shared_experts: MayBeZero | None = 1

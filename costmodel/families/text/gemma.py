@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from costmodel.errors import Unsupported
-from costmodel.families.files import Count
+from costmodel.families.files import Count, Layers, Window
 from costmodel.families.text.llama import LlamaText
 from costmodel.layers import LayerSpec
 from costmodel.models import DecoderSpec
@@ -20,13 +20,13 @@ class Gemma2Text(LlamaText):
     vocab_size: Count = 256000
     hidden_size: Count = 2304
     intermediate_size: Count = 9216
-    num_hidden_layers: Count = 26
+    num_hidden_layers: Layers = 26
     num_attention_heads: Count = 8
     num_key_value_heads: Count | None = 4
     head_dim: Count | None = 256
     max_position_embeddings: Count = 8192
     tie_word_embeddings: bool = True
-    sliding_window: Count | None = 4096
+    sliding_window: Window | None = 4096
     use_bidirectional_attention: bool | None = None
     hidden_act: Any = "gelu_pytorch_tanh"  # the key is `hidden_activation`; published files hold either or both
 

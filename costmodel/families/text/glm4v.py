@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from costmodel.families.files import Count
+from costmodel.families.files import Count, Layers
 from costmodel.families.text.llama import LlamaText
 from costmodel.layers import FfnSpec, LayerSpec, MlpSpec, MoeSpec
 
@@ -19,7 +19,7 @@ class Glm4vText(LlamaText):
 
     vocab_size: Count = 151552
     intermediate_size: Count = 13696
-    num_hidden_layers: Count = 40
+    num_hidden_layers: Layers = 40
     num_key_value_heads: Count | None = 2
     max_position_embeddings: Count = 32768
     head_dim: None = None  # its class always divides the width by the heads
@@ -41,7 +41,7 @@ class Glm4vMoeText(LlamaText):
 
     vocab_size: Count = 151424
     intermediate_size: Count = 10944
-    num_hidden_layers: Count = 46
+    num_hidden_layers: Layers = 46
     num_attention_heads: Count = 96
     num_key_value_heads: Count | None = 8
     max_position_embeddings: Count = 65536

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from costmodel.base import Foreign
 from costmodel.errors import Unsupported, shown
-from costmodel.families.files import Count, Layers, divide
+from costmodel.families.files import Count, Layers, Window, divide
 from costmodel.layers import AttentionSpec, FfnSpec, LayerSpec, MlpSpec, runs_of
 from costmodel.models import DecoderSpec
 from costmodel.units import UNBOUNDED
@@ -77,7 +77,7 @@ class MistralText(LlamaText):
     intermediate_size: Count = 14336
     num_key_value_heads: Count | None = 8
     max_position_embeddings: Count = 131072
-    sliding_window: Count | None = 4096
+    sliding_window: Window | None = 4096
 
     def windows(self) -> list[float]:
         """Return the window of every layer [tokens]."""
@@ -92,7 +92,7 @@ class Qwen2Text(LlamaText):
     num_key_value_heads: Count | None = 32
     max_position_embeddings: Count = 32768
     use_sliding_window: bool = False
-    sliding_window: Count | None = 4096
+    sliding_window: Window | None = 4096
     max_window_layers: int = 28
 
     def projections(self, head_dim: int) -> dict[str, Any]:

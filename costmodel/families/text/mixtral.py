@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from costmodel.families.files import Count
+from costmodel.families.files import Count, Window
 from costmodel.families.text.llama import LlamaText
 from costmodel.layers import FfnSpec, MoeSpec
 from costmodel.units import UNBOUNDED
@@ -18,7 +18,7 @@ class MixtralText(LlamaText):
     intermediate_size: Count = 14336
     num_key_value_heads: Count | None = 8
     max_position_embeddings: Count = 131072
-    sliding_window: Count | None = None
+    sliding_window: Window | None = None
     num_local_experts: Count = 8
     num_experts_per_tok: Count = 2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from costmodel.families.files import Count
+from costmodel.families.files import Count, Layers
 from costmodel.families.text.llama import LlamaText
 from costmodel.layers import AttentionSpec, CrossAttentionSpec, LayerSpec
 from costmodel.models import DecoderSpec
@@ -18,7 +18,7 @@ class MllamaText(LlamaText):
 
     vocab_size: Count = 128256
     intermediate_size: Count = 14336
-    num_hidden_layers: Count = 40
+    num_hidden_layers: Layers = 40
     num_key_value_heads: Count | None = 8
     max_position_embeddings: Count = 131072
     cross_attention_layers: tuple[int, ...] | None = (3, 8, 13, 18, 23, 28, 33, 38)

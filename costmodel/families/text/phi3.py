@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from costmodel.families.files import Count
+from costmodel.families.files import Count, Window
 from costmodel.families.text.llama import LlamaText
 from costmodel.layers import FfnSpec, MlpSpec
 from costmodel.units import UNBOUNDED
@@ -17,7 +17,7 @@ class Phi3Text(LlamaText):
     hidden_size: Count = 3072
     intermediate_size: Count = 8192
     max_position_embeddings: Count = 4096
-    sliding_window: Count | None = None
+    sliding_window: Window | None = None
 
     def projections(self, head_dim: int) -> dict[str, Any]:
         """Return which projections have biases or norms: none, whatever `attention_bias` says."""

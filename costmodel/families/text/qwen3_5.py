@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from costmodel.errors import Unsupported, shown
-from costmodel.families.files import Count, divide
+from costmodel.families.files import Count, Layers, divide
 from costmodel.families.text.llama import LlamaText
 from costmodel.layers import FfnSpec, LayerSpec, MixerSpec, MoeSpec, runs_of
 from costmodel.models import DecoderSpec
@@ -79,7 +79,7 @@ class Qwen35MoeText(Qwen35Text):
     models: ClassVar[frozenset[str]] = frozenset({"num_experts"})
 
     hidden_size: Count = 2048
-    num_hidden_layers: Count = 40
+    num_hidden_layers: Layers = 40
     num_key_value_heads: Count | None = 2
     num_experts: Count = 256
     num_experts_per_tok: Count = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from costmodel.families.files import Count
+from costmodel.families.files import Count, Layers, Window
 from costmodel.families.text.llama import LlamaText
 from costmodel.layers import FfnSpec, MlpSpec, MoeSpec
 from costmodel.units import UNBOUNDED
@@ -32,11 +32,11 @@ class Qwen3MoeText(LlamaText):
     vocab_size: Count = 151936
     hidden_size: Count = 2048
     intermediate_size: Count = 6144
-    num_hidden_layers: Count = 24
+    num_hidden_layers: Layers = 24
     num_key_value_heads: Count | None = 4
     max_position_embeddings: Count = 32768
     use_sliding_window: bool = False
-    sliding_window: Count | None = 4096
+    sliding_window: Window | None = 4096
     decoder_sparse_step: Count = 1
     mlp_only_layers: list[int] | None = None
     num_experts: Count = 128
@@ -70,7 +70,7 @@ class Qwen3VlMoeText(Qwen3MoeText):
     num_attention_heads: Count = 16
     num_key_value_heads: Count | None = 16
     max_position_embeddings: Count = 128000
-    sliding_window: Count | None = None
+    sliding_window: Window | None = None
     tie_word_embeddings: bool = True
     num_experts: Count = 60
     num_experts_per_tok: Count = 4
