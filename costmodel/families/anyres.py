@@ -16,8 +16,9 @@ from pydantic import Field
 
 from costmodel.adapters import AdapterSpec, projector
 from costmodel.base import Foreign
-from costmodel.errors import Unsupported, shown, unknown
+from costmodel.errors import shown, unknown
 from costmodel.families.files import Count, Json, ModelFiles, ModelParts, divide, parse
+from costmodel.families.pictures import no_video, tiles_cost
 from costmodel.families.text import read_decoder
 from costmodel.families.vits import ClipVision, SiglipVision
 from costmodel.models import MediaCost, VisionEncoderSpec
@@ -134,7 +135,7 @@ class AnyRes:
 
     def _video_rule(self) -> Frames:
         if self.frames_rule is None:
-            raise Unsupported(f"{self.family} takes no video; give the frames as images (--image, once a frame)")
+            raise no_video(self.family)
         return self.frames_rule
 
     def _resolution(self, width: int, height: int) -> tuple[int, int]:
@@ -162,17 +163,12 @@ class AnyRes:
         return rows, columns
 
     def _cost(self, n_tiles: int, visual_tokens: int, adapter_tokens: int) -> MediaCost:
-        patches = self._per_side**2
-        rows = patches + self.class_token
-        return MediaCost(
-            patches=n_tiles * patches,
-            rows=n_tiles * rows,
-            pairs=n_tiles * rows**2,
-            window_pairs=n_tiles * rows**2,
+        return tiles_cost(
+            n_tiles,
+            side=self.side,
+            patch=self.patch,
             visual_tokens=visual_tokens,
-            marker_tokens=0,
-            largest_rows=n_tiles * rows,
-            resized_pixels=n_tiles * self.side**2,
+            class_token=self.class_token,
             adapter_tokens=adapter_tokens,
         )
 

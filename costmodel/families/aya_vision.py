@@ -13,7 +13,7 @@ from costmodel.adapters import AdapterSpec, ElementwiseStep, LinearStep
 from costmodel.base import Foreign
 from costmodel.families.anyres import feature_layers
 from costmodel.families.files import Count, ModelFiles, ModelParts, divide, parse
-from costmodel.families.pictures import StillsOnly, nearest_grid
+from costmodel.families.pictures import StillsOnly, nearest_grid, tiles_cost
 from costmodel.families.text import read_decoder
 from costmodel.families.vits import SiglipVision
 from costmodel.layers import norm_parameters
@@ -78,16 +78,12 @@ class TaggedTiles(StillsOnly):
         return self._cost(1, 0)
 
     def _cost(self, tiles: int, markers: int) -> MediaCost:
-        patches = (self.side // self.patch) ** 2
-        return MediaCost(
-            patches=tiles * patches,
-            rows=tiles * patches,
-            pairs=tiles * patches**2,
-            window_pairs=tiles * patches**2,
+        return tiles_cost(
+            tiles,
+            side=self.side,
+            patch=self.patch,
             visual_tokens=tiles * self.tokens_per_tile,
             marker_tokens=markers,
-            largest_rows=tiles * patches,
-            resized_pixels=tiles * self.side**2,
         )
 
 

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from costmodel.adapters import AdapterSpec, projector
 from costmodel.base import Foreign
-from costmodel.errors import Unsupported
 from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, parse
+from costmodel.families.pictures import StillsOnly, tiles_cost
 from costmodel.families.text import read_decoder
 from costmodel.families.vits import SiglipVision
 from costmodel.models import MediaCost
-from costmodel.workload import Video
 
 MODEL_TYPES = ("deepseek_vl_v2",)
 MOST_TILED_IMAGES = 2  # the processor of the repository tiles only when a conversation has no more pictures
 SEPARATORS = 1  # `view_seperator` between the global view and the tiles
-NO_VIDEO = "DeepSeek-VL2 takes no video; give the frames as images (--image, once a frame)"
 
 
 class VisionPart(Foreign):
@@ -87,7 +85,7 @@ class Processor(Foreign):
 
 
 @dataclass(frozen=True, slots=True)
-class GlobalAndTiles:
+class GlobalAndTiles(StillsOnly):
     """A global view, and the tiles of the candidate that keeps most pixels.
 
     Parameters
@@ -100,6 +98,7 @@ class GlobalAndTiles:
         Widths and heights that a picture may be tiled at [pixels].
     """
 
+    family: ClassVar[str] = "DeepSeek-VL2"
     side: int
     patch: int
     merge: int
@@ -111,16 +110,6 @@ class GlobalAndTiles:
             return self._cost(1, 1)
         best_width, best_height = self._best(width, height)
         return self._cost(best_width // self.side, best_height // self.side)
-
-    def frames(self, video: Video) -> int:
-        """Refuse: the family has no video."""
-        del video
-        raise Unsupported(NO_VIDEO)
-
-    def video(self, n_frames: int, width: int, height: int) -> MediaCost:
-        """Refuse: the family has no video."""
-        del n_frames, width, height
-        raise Unsupported(NO_VIDEO)
 
     def unit(self) -> MediaCost:
         """Return one view with the vectors that end its rows."""
@@ -148,18 +137,8 @@ class GlobalAndTiles:
         return self._pieces(1 + columns * rows, view + SEPARATORS + tiles)
 
     def _pieces(self, pieces: int, tokens: int) -> MediaCost:
-        patches = (self.side // self.patch) ** 2
-        return MediaCost(
-            patches=pieces * patches,
-            rows=pieces * patches,
-            pairs=pieces * patches**2,
-            window_pairs=pieces * patches**2,
-            visual_tokens=tokens,
-            marker_tokens=0,
-            largest_rows=pieces * patches,
-            resized_pixels=pieces * self.side**2,
-            adapter_tokens=pieces * self._merged**2,
-        )
+        adapted = pieces * self._merged**2
+        return tiles_cost(pieces, side=self.side, patch=self.patch, visual_tokens=tokens, adapter_tokens=adapted)
 
 
 def read(files: ModelFiles) -> ModelParts:

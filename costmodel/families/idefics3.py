@@ -14,8 +14,8 @@ from pydantic import Field
 
 from costmodel.adapters import AdapterSpec, LinearStep
 from costmodel.base import Foreign
-from costmodel.errors import Unsupported
 from costmodel.families.files import Count, ModelFiles, ModelParts, divide, parse
+from costmodel.families.pictures import no_video, tiles_cost
 from costmodel.families.text import read_decoder
 from costmodel.families.vits import SiglipVision
 from costmodel.models import MediaCost
@@ -142,19 +142,15 @@ class SplitSquares:
 
     def _check_video(self) -> None:
         if not self.max_frames:
-            raise Unsupported("Idefics3 takes no video; give the frames as images (--image, once a frame)")
+            raise no_video("Idefics3")
 
     def _cost(self, tiles: int, markers: int) -> MediaCost:
-        patches = (self.side // self.patch) ** 2
-        return MediaCost(
-            patches=tiles * patches,
-            rows=tiles * patches,
-            pairs=tiles * patches**2,
-            window_pairs=tiles * patches**2,
+        return tiles_cost(
+            tiles,
+            side=self.side,
+            patch=self.patch,
             visual_tokens=tiles * self.tokens_per_tile,
             marker_tokens=markers,
-            largest_rows=tiles * patches,
-            resized_pixels=tiles * self.side**2,
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from costmodel.adapters import AdapterSpec, ElementwiseStep, projector
 from costmodel.base import Foreign
 from costmodel.families.files import Count, Json, Layers, ModelFiles, ModelParts, TileCount, divide, parse
-from costmodel.families.pictures import nearest_grid, patches_along
+from costmodel.families.pictures import nearest_grid, patches_along, tiles_cost
 from costmodel.families.text import read_decoder
 from costmodel.families.vits import used_layers
 from costmodel.layers import AttentionSpec, LayerRun, LayerSpec, MlpSpec, norm_parameters
@@ -151,17 +151,13 @@ class Tiles:
         return columns * rows
 
     def _cost(self, tiles: int, markers: int) -> MediaCost:
-        patches = (self.side // self.patch) ** 2
-        rows = patches + 1
-        return MediaCost(
-            patches=tiles * patches,
-            rows=tiles * rows,
-            pairs=tiles * rows * rows,
-            window_pairs=tiles * rows * rows,
+        return tiles_cost(
+            tiles,
+            side=self.side,
+            patch=self.patch,
             visual_tokens=tiles * self.tokens_per_tile,
             marker_tokens=markers,
-            largest_rows=tiles * rows,
-            resized_pixels=tiles * self.side**2,
+            class_token=True,
         )
 
 

@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from costmodel.adapters import AdapterSpec, ElementwiseStep, projector
 from costmodel.base import Foreign
 from costmodel.errors import Unsupported
 from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, divide, parse
+from costmodel.families.pictures import StillsOnly
 from costmodel.families.text import read_decoder
 from costmodel.layers import AttentionSpec, LayerRun, LayerSpec, MlpSpec, norm_parameters
 from costmodel.models import MediaCost, VisionEncoderSpec
-from costmodel.workload import Video
 
 MODEL_TYPES = ("kimi_vl",)
 CHANNELS = 3
 WRAPPER_TOKENS = 4  # <|media_start|> image <|media_content|> … <|media_end|>, the chat template of the repository
 MOST_PATCHES_A_SIDE = 512  # the processor refuses pictures from here on: rotary positions end
 HUB_PATCH_LIMIT = 4096  # `in_token_limit` of the processor's class and of Kimi-VL-A3B-Instruct
-NO_VIDEO = "Kimi-VL's processor takes no video; give the frames as images (--image, once a frame)"
 
 
 class MoonVit(Foreign):
@@ -86,7 +85,7 @@ class Processor(Foreign):
 
 
 @dataclass(frozen=True, slots=True)
-class PaddedNative:
+class PaddedNative(StillsOnly):
     """A picture at its own size, shrunk to a limit of patches and padded to whole merged ones.
 
     Parameters
@@ -99,6 +98,7 @@ class PaddedNative:
         Patches beyond which a picture shrinks.
     """
 
+    family: ClassVar[str] = "Kimi-VL's processor"
     patch: int
     merge: int
     most_patches: int
@@ -119,16 +119,6 @@ class PaddedNative:
             rule = f"needs {max(columns, rows)} patches along a side and Kimi-VL takes fewer than {MOST_PATCHES_A_SIDE}"
             raise ValueError(f"image {width}x{height} {rule}; cut it into shorter pieces")
         return self._cost(columns * rows)
-
-    def frames(self, video: Video) -> int:
-        """Refuse: the processor has no video."""
-        del video
-        raise Unsupported(NO_VIDEO)
-
-    def video(self, n_frames: int, width: int, height: int) -> MediaCost:
-        """Refuse: the processor has no video."""
-        del n_frames, width, height
-        raise Unsupported(NO_VIDEO)
 
     def unit(self) -> MediaCost:
         """Return one merged patch."""

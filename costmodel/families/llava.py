@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 from costmodel.adapters import AdapterSpec, projector
 from costmodel.base import Foreign
-from costmodel.errors import Unsupported, unknown
+from costmodel.errors import unknown
 from costmodel.families.files import ModelFiles, ModelParts, parse
 from costmodel.families.mistral3 import PixtralVision, picture_rule
+from costmodel.families.pictures import StillsOnly, tiles_cost
 from costmodel.families.text import read_decoder
 from costmodel.families.vits import ClipVision, used_layers
 from costmodel.models import MediaCost, MediaRule
-from costmodel.workload import Video
 
 MODEL_TYPES = ("llava",)
 
@@ -47,9 +47,10 @@ class Llava(Foreign):
 
 
 @dataclass(frozen=True, slots=True)
-class FixedSquare:
+class FixedSquare(StillsOnly):
     """Every image becomes one square of the same size."""
 
+    family: ClassVar[str] = "LLaVA-1.5"
     side: int
     patch: int
     keeps_class_token: bool
@@ -61,20 +62,8 @@ class FixedSquare:
 
     def unit(self) -> MediaCost:
         """Return one square."""
-        patches = (self.side // self.patch) ** 2
-        rows = patches + 1
-        tokens = patches + self.keeps_class_token
-        return MediaCost(patches, rows, rows * rows, rows * rows, tokens, 0, rows, self.side**2)
-
-    def frames(self, video: Video) -> int:
-        """Refuse: the family was not trained on videos."""
-        del video
-        raise Unsupported("LLaVA-1.5 takes no video; give the frames as images (--image, once a frame)")
-
-    def video(self, n_frames: int, width: int, height: int) -> MediaCost:
-        """Refuse: the family was not trained on videos."""
-        del n_frames, width, height
-        raise Unsupported("LLaVA-1.5 takes no video; give the frames as images (--image, once a frame)")
+        tokens = (self.side // self.patch) ** 2 + self.keeps_class_token
+        return tiles_cost(1, side=self.side, patch=self.patch, visual_tokens=tokens, class_token=True)
 
 
 def read(files: ModelFiles) -> ModelParts:

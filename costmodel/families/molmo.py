@@ -8,7 +8,7 @@ whole, and the tokens in its margins, which neighbours see better, are dropped.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -16,10 +16,10 @@ from costmodel.adapters import AdapterSpec, AttentionStep, ElementwiseStep, Line
 from costmodel.base import Foreign
 from costmodel.errors import Unsupported
 from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, divide, parse
+from costmodel.families.pictures import StillsOnly, tiles_cost
 from costmodel.families.vits import ClipVision
 from costmodel.layers import AttentionSpec, LayerRun, LayerSpec, MlpSpec, norm_parameters
 from costmodel.models import DecoderSpec, MediaCost, VisionEncoderSpec
-from costmodel.workload import Video
 
 MODEL_TYPES = ("molmo",)
 # modeling_molmo.py of the repository (also vLLM's molmo.py): tower, the layers that are read, pooling, extra vocabulary
@@ -32,7 +32,6 @@ POOL_HEADS, POOL_HEAD_DIM = 16, 64
 PADDING_VECTORS = 2  # one for patches that are all padding, one for those in part
 ADDITIONAL_VOCABULARY = 128
 FRAME_TOKENS = 2  # <im_start> … <im_end> around the whole picture, and around the crops
-NO_VIDEO = "Molmo takes no video; give the frames as images (--image, once a frame)"
 
 
 class Molmo(Foreign):
@@ -102,7 +101,7 @@ class Processor(Foreign):
 
 
 @dataclass(frozen=True, slots=True)
-class OverlappingCrops:
+class OverlappingCrops(StillsOnly):
     """The whole picture as one square, and a grid of squares that overlap.
 
     Parameters
@@ -115,6 +114,7 @@ class OverlappingCrops:
         Limit of the grid.
     """
 
+    family: ClassVar[str] = "Molmo"
     side: int
     patch: int
     margin: int
@@ -128,16 +128,6 @@ class OverlappingCrops:
         high, wide = rows * step + margin, columns * step + margin
         whole = self._pooled
         return self._cost(1 + rows * columns, whole**2 + high * wide, markers=2 * FRAME_TOKENS + whole + high)
-
-    def frames(self, video: Video) -> int:
-        """Refuse: the family has no video."""
-        del video
-        raise Unsupported(NO_VIDEO)
-
-    def video(self, n_frames: int, width: int, height: int) -> MediaCost:
-        """Refuse: the family has no video."""
-        del n_frames, width, height
-        raise Unsupported(NO_VIDEO)
 
     def unit(self) -> MediaCost:
         """Return one whole crop."""
@@ -170,17 +160,13 @@ class OverlappingCrops:
         return self.side // self.patch // POOL
 
     def _cost(self, crops: int, tokens: int, *, markers: int = 0) -> MediaCost:
-        patches = (self.side // self.patch) ** 2
-        rows = patches + 1
-        return MediaCost(
-            patches=crops * patches,
-            rows=crops * rows,
-            pairs=crops * rows**2,
-            window_pairs=crops * rows**2,
+        return tiles_cost(
+            crops,
+            side=self.side,
+            patch=self.patch,
             visual_tokens=tokens,
             marker_tokens=markers,
-            largest_rows=crops * rows,
-            resized_pixels=crops * self.side**2,
+            class_token=True,
             adapter_tokens=crops * self._pooled**2,
         )
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from costmodel.adapters import AdapterSpec, projector
 from costmodel.base import Foreign
 from costmodel.families.files import ModelFiles, ModelParts, TileCount, divide, parse
-from costmodel.families.pictures import StillsOnly, patches_along
+from costmodel.families.pictures import StillsOnly, patches_along, tiles_cost
 from costmodel.families.text.phi3 import Phi3Text
 from costmodel.families.vits import ClipVision, used_layers
 from costmodel.models import MediaCost
@@ -112,19 +112,8 @@ class Crops(StillsOnly):
         return (along, across) if width >= height else (across, along)
 
     def _cost(self, crops: int, tokens: int, *, executed: MediaCost | None = None) -> MediaCost:
-        patches = (self.side // self.patch) ** 2
-        rows = patches + 1
-        pairs = crops * rows * rows
-        return MediaCost(
-            patches=crops * patches,
-            rows=crops * rows,
-            pairs=pairs,
-            window_pairs=pairs,
-            visual_tokens=tokens,
-            marker_tokens=0,
-            largest_rows=crops * rows,
-            resized_pixels=crops * self.side**2,
-            executed=executed,
+        return tiles_cost(
+            crops, side=self.side, patch=self.patch, visual_tokens=tokens, class_token=True, executed=executed
         )
 
 

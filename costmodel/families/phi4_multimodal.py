@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 from costmodel.adapters import AdapterSpec, ElementwiseStep, projector
 from costmodel.base import Foreign
 from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, TileCount, parse
-from costmodel.families.pictures import StillsOnly, nearest_grid, patches_along
+from costmodel.families.pictures import StillsOnly, nearest_grid, patches_along, tiles_cost
 from costmodel.families.text.phi3 import Phi3Text
 from costmodel.families.vits import SiglipVision, used_layers
 from costmodel.models import MediaCost
@@ -121,9 +121,7 @@ class PaddedCrops(StillsOnly):
         return whole * self._tokens_per_side + math.ceil(rest / POOL)
 
     def _cost(self, crops: int, tokens: int) -> MediaCost:
-        patches = self._per_side**2
-        pairs, pixels = crops * patches**2, crops * self.side**2
-        return MediaCost(crops * patches, crops * patches, pairs, pairs, tokens, 0, crops * patches, pixels)
+        return tiles_cost(crops, side=self.side, patch=self.patch, visual_tokens=tokens)
 
 
 def read(files: ModelFiles) -> ModelParts:

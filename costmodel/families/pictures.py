@@ -47,6 +47,51 @@ def _grids(least: int, most: int) -> list[tuple[int, int]]:
     return sorted(grids, key=lambda grid: grid[0] * grid[1])
 
 
+def tiles_cost(
+    n_tiles: int,
+    *,
+    side: int,
+    patch: int,
+    visual_tokens: int,
+    marker_tokens: int = 0,
+    class_token: bool = False,
+    adapter_tokens: int | None = None,
+    executed: MediaCost | None = None,
+) -> MediaCost:
+    """Return what so many equal squares are, each of which attends to itself alone.
+
+    Parameters
+    ----------
+    n_tiles : int
+        Squares that are encoded together.
+    side, patch : int
+        Sides of a square and of a patch [pixels].
+    class_token : bool
+        Whether each square carries one through the encoder.
+    visual_tokens, marker_tokens, adapter_tokens, executed
+        As in `MediaCost`, of all squares.
+    """
+    patches = (side // patch) ** 2
+    rows = patches + class_token
+    return MediaCost(
+        patches=n_tiles * patches,
+        rows=n_tiles * rows,
+        pairs=n_tiles * rows**2,
+        window_pairs=n_tiles * rows**2,
+        visual_tokens=visual_tokens,
+        marker_tokens=marker_tokens,
+        largest_rows=n_tiles * rows,
+        resized_pixels=n_tiles * side**2,
+        adapter_tokens=adapter_tokens,
+        executed=executed,
+    )
+
+
+def no_video(family: str) -> Unsupported:
+    """Return the refusal of a video."""
+    return Unsupported(f"{family} takes no video; give the frames as images (--image, once a frame)")
+
+
 class StillsOnly:
     """The half of a media rule that refuses videos, for families that were not trained on them."""
 
@@ -56,12 +101,9 @@ class StillsOnly:
     def frames(self, video: Video) -> int:
         """Refuse: the family takes no video."""
         del video
-        raise self._refusal()
+        raise no_video(self.family)
 
     def video(self, n_frames: int, width: int, height: int) -> MediaCost:
         """Refuse: the family takes no video."""
         del n_frames, width, height
-        raise self._refusal()
-
-    def _refusal(self) -> Unsupported:
-        return Unsupported(f"{self.family} takes no video; give the frames as images (--image, once a frame)")
+        raise no_video(self.family)
