@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodel.adapters import AdapterSpec, ElementwiseStep, LinearStep
-from costmodel.base import Foreign
 from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, divide, parse, text_part
-from costmodel.families.native import WRAPPER_TOKENS, NativeResolution, PixelLimits, fit_clip
+from costmodel.families.native import WRAPPER_TOKENS, MergingTower, NativeResolution, check_width, fit_clip, read_rule
 from costmodel.families.pictures import patches_along
 from costmodel.families.text import read_decoder
 from costmodel.layers import AttentionSpec, LayerRun, LayerSpec, MlpSpec, norm_parameters
@@ -32,18 +31,14 @@ MAX_SECONDS = 300  # `max_duration` of its class: longer clips get no more frame
 TIME_TOKENS = 1  # the second behind each frame pair; the tokenizer keeps up to three digits together
 
 
-class Glm4vVision(Foreign):
+class Glm4vVision(MergingTower):
     """`Glm4vVisionConfig`."""
 
     depth: Layers = 24
     hidden_size: Count = 1536
     attention_bias: bool = False
     num_heads: Count = 12
-    in_channels: Count = 3
     image_size: Count = 336
-    patch_size: Count = 14
-    spatial_merge_size: Count = 2
-    temporal_patch_size: Count = 2
     out_hidden_size: Count = 4096
     intermediate_size: Count = 13696
 
@@ -56,7 +51,7 @@ class Glm4vVision(Foreign):
         return VisionEncoderSpec(
             width=width,
             runs=(LayerRun(self.depth, layer),),
-            patch_width=self.in_channels * self.temporal_patch_size * self.patch_size**2,
+            patch_width=self.patch_width,
             patch_bias=True,
             positions=patches_along(self.image_size, self.patch_size, "vision_config") ** 2,
             extra_parameters=2 * norm_parameters("rms", width),
@@ -117,26 +112,6 @@ def read(files: ModelFiles) -> ModelParts:
     vision = parse(Glm4vVision, files.config.get("vision_config"), f"{files.source}: vision_config")
     text, tied = text_part(files.config, TEXT_TYPES[files.config["model_type"]])
     decoder = read_decoder(text, f"{files.source}: text_config", tied=tied)
-    if vision.out_hidden_size != decoder.width:
-        rule = f"must equal the language model's hidden_size {decoder.width}"
-        raise ValueError(f"{files.source}: vision_config.out_hidden_size={vision.out_hidden_size} {rule}")
-    return ModelParts(decoder, vision.encoder(), vision.adapter(), _media(files, vision))
-
-
-def _media(files: ModelFiles, vision: Glm4vVision) -> SharedLimits:
-    image = parse(PixelLimits, files.image, "preprocessor_config.json")
-    video = parse(PixelLimits, files.video, "video_preprocessor_config.json")
-    least, most = image.limits(*HUB_PIXELS)
-    video_least, video_most = video.limits(*CLIP_PIXELS)
-    return SharedLimits(
-        patch=vision.patch_size,
-        merge=vision.spatial_merge_size,
-        temporal=vision.temporal_patch_size,
-        min_pixels=least,
-        max_pixels=most,
-        video_min_pixels=video_least,
-        video_max_pixels=video_most,
-        fps=video.fps,
-        min_frames=video.min_frames,
-        max_frames=video.max_frames,
-    )
+    check_width(vision.out_hidden_size, decoder, files.source)
+    media = read_rule(SharedLimits, files, vision, pixels=HUB_PIXELS, clip_pixels=CLIP_PIXELS)
+    return ModelParts(decoder, vision.encoder(), vision.adapter(), media)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field, model_validator
 
 from costmodel.base import Foreign
-from costmodel.families.files import Area, Count
-from costmodel.models import MediaCost
+from costmodel.families.files import Area, Count, ModelFiles, parse
+from costmodel.models import DecoderSpec, MediaCost
 from costmodel.workload import Video
 
 MAX_ASPECT_RATIO = 200  # transformers refuses longer strips
@@ -249,3 +249,74 @@ class PixelLimits(Foreign):
     def frame_tokens(self, default: int) -> int:
         """Return `max_video_tokens` if the file caps the pixels of a frame, else 0."""
         return (self.max_video_tokens or default) if self.cap_pixels_per_frame else 0
+
+
+class MergingTower(Foreign):
+    """What the vision configs of these families have in common: patches of frames, merged behind the tower."""
+
+    in_channels: Count = 3
+    patch_size: Count = 14
+    spatial_merge_size: Count = 2
+    temporal_patch_size: Count = 2
+
+    @property
+    def patch_width(self) -> int:
+        """Numbers of a patch, over all its frames."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+
+Rule = TypeVar("Rule", bound=NativeResolution)
+
+
+def read_rule(
+    rule: type[Rule],
+    files: ModelFiles,
+    vision: MergingTower,
+    *,
+    pixels: tuple[int, int],
+    clip_pixels: tuple[int, int] | None = None,
+    context_tokens: int = 0,
+    window: int = 0,
+) -> Rule:
+    """Return a rule for pictures, with the limits of the processor files where there are any.
+
+    Parameters
+    ----------
+    rule : type
+        The family's own.
+    files : ModelFiles
+        Whose processor files are read.
+    vision : MergingTower
+        The checked vision part of the config.
+    pixels, clip_pixels : tuple of (int, int)
+        Limits of an image and of a video that say none [pixels]; without the latter, those of an image hold for both.
+    context_tokens : int
+        `max_video_tokens` of the video processor's class.
+    window : int
+        Side of an attention window [merged patches].
+    """
+    image = parse(PixelLimits, files.image, "preprocessor_config.json")
+    video = parse(PixelLimits, files.video, "video_preprocessor_config.json")
+    least, most = image.limits(*pixels)
+    video_least, video_most = video.limits(*(clip_pixels or (least, most)))
+    return rule(
+        patch=vision.patch_size,
+        merge=vision.spatial_merge_size,
+        temporal=vision.temporal_patch_size,
+        window=window,
+        min_pixels=least,
+        max_pixels=most,
+        video_min_pixels=video_least,
+        video_max_pixels=video_most,
+        fps=video.fps,
+        min_frames=video.min_frames,
+        max_frames=video.max_frames,
+        frame_tokens=video.frame_tokens(context_tokens) if context_tokens else 0,
+    )
+
+
+def check_width(out_width: int, decoder: DecoderSpec, source: str, key: str = "out_hidden_size") -> None:
+    """Refuse a merger that does not fit the language model."""
+    if out_width != decoder.width:
+        rule = f"must equal the language model's hidden_size {decoder.width}"
+        raise ValueError(f"{source}: vision_config.{key}={out_width} {rule}")

@@ -7,9 +7,8 @@ whole image, or over one frame pair of a video. Windows at the right and lower e
 from __future__ import annotations
 
 from costmodel.adapters import AdapterSpec, ElementwiseStep, projector
-from costmodel.base import Foreign
 from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, divide, parse, text_part
-from costmodel.families.native import NativeResolution, PixelLimits
+from costmodel.families.native import MergingTower, NativeResolution, check_width, read_rule
 from costmodel.families.text import read_decoder
 from costmodel.layers import AttentionSpec, LayerSpec, MlpSpec, runs_of
 from costmodel.models import VisionEncoderSpec
@@ -18,17 +17,13 @@ MODEL_TYPES = ("qwen2_5_vl",)
 CONTEXT_TOKENS = 128000  # `max_video_tokens` of the video processor's class
 
 
-class Qwen25Vision(Foreign):
+class Qwen25Vision(MergingTower):
     """`Qwen2_5_VLVisionConfig`."""
 
     depth: Layers = 32
     hidden_size: Count = 3584
     intermediate_size: Count = 3420
     num_heads: Count = 16
-    in_channels: Count = 3
-    patch_size: Count = 14
-    spatial_merge_size: Count = 2
-    temporal_patch_size: Count = 2
     window_size: Count = 112
     out_hidden_size: Count = 3584
     fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
@@ -55,8 +50,7 @@ class Qwen25Vision(Foreign):
     def encoder(self) -> VisionEncoderSpec:
         """Return the tower: its layers in order, equal neighbours as one run."""
         runs = runs_of([self.layer(full=index in self.fullatt_block_indexes) for index in range(self.depth)])
-        patch_width = self.in_channels * self.temporal_patch_size * self.patch_size**2
-        return VisionEncoderSpec(width=self.hidden_size, runs=runs, patch_width=patch_width)
+        return VisionEncoderSpec(width=self.hidden_size, runs=runs, patch_width=self.patch_width)
 
     def adapter(self) -> AdapterSpec:
         """Return the merger: a norm over each patch, then two linear layers over the merged ones."""
@@ -65,8 +59,7 @@ class Qwen25Vision(Foreign):
         return AdapterSpec(projector(widths, norm=norm))
 
 
-HUB_MIN_PIXELS = 3136
-HUB_MAX_PIXELS = 12845056
+HUB_PIXELS = (3136, 12845056)
 """`preprocessor_config.json` of the released Qwen2.5-VL models; the class defaults differ."""
 
 
@@ -75,29 +68,7 @@ def read(files: ModelFiles) -> ModelParts:
     vision = parse(Qwen25Vision, files.config.get("vision_config"), f"{files.source}: vision_config")
     text, tied = text_part(files.config, "qwen2_5_vl_text")
     decoder = read_decoder(text, files.source, tied=tied)
-    if vision.out_hidden_size != decoder.width:
-        rule = f"must equal the language model's hidden_size {decoder.width}"
-        raise ValueError(f"{files.source}: vision_config.out_hidden_size={vision.out_hidden_size} {rule}")
-    return ModelParts(decoder, vision.encoder(), vision.adapter(), _media(files, vision))
-
-
-def _media(files: ModelFiles, vision: Qwen25Vision) -> NativeResolution:
-    image = parse(PixelLimits, files.image, "preprocessor_config.json")
-    video = parse(PixelLimits, files.video, "video_preprocessor_config.json")
-    least, most = image.limits(HUB_MIN_PIXELS, HUB_MAX_PIXELS)
-    video_least, video_most = video.limits(least, most)
-    side = vision.patch_size * vision.spatial_merge_size
-    return NativeResolution(
-        patch=vision.patch_size,
-        merge=vision.spatial_merge_size,
-        temporal=vision.temporal_patch_size,
-        window=max(1, vision.window_size // side),
-        min_pixels=least,
-        max_pixels=most,
-        video_min_pixels=video_least,
-        video_max_pixels=video_most,
-        fps=video.fps,
-        min_frames=video.min_frames,
-        max_frames=video.max_frames,
-        frame_tokens=video.frame_tokens(CONTEXT_TOKENS),
-    )
+    check_width(vision.out_hidden_size, decoder, files.source)
+    window = max(1, vision.window_size // (vision.patch_size * vision.spatial_merge_size))
+    media = read_rule(NativeResolution, files, vision, pixels=HUB_PIXELS, context_tokens=CONTEXT_TOKENS, window=window)
+    return ModelParts(decoder, vision.encoder(), vision.adapter(), media)

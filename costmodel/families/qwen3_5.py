@@ -6,7 +6,8 @@ The language model is a hybrid of linear and full attention, dense or with exper
 from __future__ import annotations
 
 from costmodel.families.files import ModelFiles, ModelParts, parse
-from costmodel.families.qwen3_vl import Qwen3Vision, check_width, read_media, read_text
+from costmodel.families.native import check_width
+from costmodel.families.qwen3_vl import Qwen3Vision, read_media, read_text
 
 MODEL_TYPES = ("qwen3_5", "qwen3_5_moe")
 TEXT_TYPES = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}

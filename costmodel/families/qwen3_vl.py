@@ -12,9 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from costmodel.adapters import AdapterSpec, ElementwiseStep, Step, projector
-from costmodel.base import Foreign
 from costmodel.families.files import Count, Json, Layers, ModelFiles, ModelParts, divide, parse
-from costmodel.families.native import LEAST_SHARE, WRAPPER_TOKENS, NativeResolution, PixelLimits, fit_clip
+from costmodel.families.native import (
+    LEAST_SHARE,
+    WRAPPER_TOKENS,
+    MergingTower,
+    NativeResolution,
+    check_width,
+    fit_clip,
+    read_rule,
+)
 from costmodel.families.text import read_decoder
 from costmodel.layers import AttentionSpec, LayerRun, LayerSpec, MlpSpec, norm_parameters
 from costmodel.models import DecoderSpec, VisionEncoderSpec
@@ -31,17 +38,14 @@ TIME_TOKENS = 5  # "<", ".", a digit behind the point, " seconds" and ">"; the t
 FIRST_TIME = 0.5  # frames before the middle of a pair
 
 
-class Qwen3Vision(Foreign):
+class Qwen3Vision(MergingTower):
     """`Qwen3VLVisionConfig`."""
 
     depth: Layers = 27
     hidden_size: Count = 1152
     intermediate_size: Count = 4304
     num_heads: Count = 16
-    in_channels: Count = 3
     patch_size: Count = 16
-    spatial_merge_size: Count = 2
-    temporal_patch_size: Count = 2
     out_hidden_size: Count = 3584
     num_position_embeddings: Count = 2304
     deepstack_visual_indexes: tuple[int, ...] = (8, 16, 24)
@@ -60,7 +64,7 @@ class Qwen3Vision(Foreign):
         return VisionEncoderSpec(
             width=width,
             runs=(LayerRun(self.depth, layer),),
-            patch_width=self.in_channels * self.temporal_patch_size * self.patch_size**2,
+            patch_width=self.patch_width,
             patch_bias=True,
             positions=self.num_position_embeddings,
         )
@@ -126,29 +130,8 @@ def read_text(files: ModelFiles, text_types: Json) -> DecoderSpec:
     return read_decoder(text, f"{files.source}: text_config", tied=tied)
 
 
-def check_width(out_width: int, decoder: DecoderSpec, source: str) -> None:
-    """Refuse a merger that does not fit the language model."""
-    if out_width != decoder.width:
-        rule = f"must equal the language model's hidden_size {decoder.width}"
-        raise ValueError(f"{source}: vision_config.out_hidden_size={out_width} {rule}")
-
-
 def read_media(files: ModelFiles, vision: Qwen3Vision) -> ClipResolution:
     """Return the rule for pictures, with the limits of the processor files where there are any."""
-    image = parse(PixelLimits, files.image, "preprocessor_config.json")
-    video = parse(PixelLimits, files.video, "video_preprocessor_config.json")
-    least, most = image.limits(*HUB_PIXELS)
-    video_least, video_most = video.limits(*HUB_CLIP_PIXELS)
-    return ClipResolution(
-        patch=vision.patch_size,
-        merge=vision.spatial_merge_size,
-        temporal=vision.temporal_patch_size,
-        min_pixels=least,
-        max_pixels=most,
-        video_min_pixels=video_least,
-        video_max_pixels=video_most,
-        fps=video.fps,
-        min_frames=video.min_frames,
-        max_frames=video.max_frames,
-        frame_tokens=video.frame_tokens(FRAME_TOKENS),
+    return read_rule(
+        ClipResolution, files, vision, pixels=HUB_PIXELS, clip_pixels=HUB_CLIP_PIXELS, context_tokens=FRAME_TOKENS
     )
