@@ -13,6 +13,7 @@ from costmodel.errors import Unsupported, first_line, unknown
 from costmodel.families import load_families
 from costmodel.families.files import Json, ModelFiles
 from costmodel.models import ModelSpec
+from costmodel.packaged import packaged_texts
 
 MAX_AREA = 10**10
 """Largest area that a limit may name [pixels]."""
@@ -23,11 +24,7 @@ MAX_CONFIG_BYTES = 16_000_000
 @functools.cache
 def load_model_files() -> Mapping[str, str]:
     """Return the text of every config of the catalogue by name."""
-    from importlib import resources  # slow to import, and needed once
-
-    folder = resources.files("costmodel") / "model_configs"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".json")), key=lambda f: f.name)
-    return {f.name.removesuffix(".json"): f.read_text(encoding="utf-8") for f in files}
+    return packaged_texts("costmodel", "model_configs", suffix=".json")
 
 
 def model_names() -> list[str]:

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from costmodel.base import Array, Frozen, FrozenMap
 from costmodel.errors import one_line, unknown
 from costmodel.operators import Kind
+from costmodel.packaged import packaged_texts
 from costmodel.sources import Source, SourceKind, by_source_kind, require_sources
 from costmodel.units import UNBOUNDED
 
@@ -168,11 +169,7 @@ class EngineProfile(Frozen):
 @functools.cache
 def load_engine_texts() -> Mapping[str, str]:
     """Return the text of every engine file by name."""
-    from importlib import resources  # slow to import, and needed once
-
-    folder = resources.files("costmodel") / "engines"
-    files = [f for f in folder.iterdir() if f.name.endswith(".toml")]
-    return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in sorted(files, key=lambda f: f.name)}
+    return packaged_texts("costmodel", "engines", suffix=".toml")
 
 
 def engine_names() -> list[str]:

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from costmodel.base import Frozen, FrozenMap
 from costmodel.errors import Unsupported, one_line, unknown
+from costmodel.packaged import packaged_texts
 from costmodel.sources import Source, SourceKind, by_source_kind, require_sources
 
 Positive = Annotated[float, Field(ge=1e-9, le=1e21)]
@@ -159,11 +160,7 @@ class HardwareProfile(Frozen):
 @functools.cache
 def load_catalogue() -> Mapping[str, str]:
     """Return the text of every device file of the catalogue by name."""
-    from importlib import resources  # slow to import, and needed once
-
-    folder = resources.files("hardware_profiles")
-    files = [f for f in folder.iterdir() if f.name.endswith(".toml")]
-    return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in sorted(files, key=lambda f: f.name)}
+    return packaged_texts("hardware_profiles", suffix=".toml")
 
 
 def hardware_names() -> list[str]:

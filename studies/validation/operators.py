@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Final
 
-import hardware_profiles
 from costmodel.efficiency.fitted import FittedCurve, FittedProfile, FittedSize, read_fitted
+from costmodel.packaged import packaged_texts
 
 REPORT: Final = Path(__file__).with_suffix(".md")
 REPORTED: Final = "reported"
@@ -87,8 +87,8 @@ def _above(where: str, size: FittedSize, median: float, p90: float) -> Iterator[
 
 def load_profiles() -> list[FittedProfile]:
     """Return the committed fits."""
-    folder = Path(hardware_profiles.__file__).parent / "fitted"
-    return [read_fitted(path.read_text(encoding="utf-8"), path.name) for path in sorted(folder.glob("*.toml"))]
+    texts = packaged_texts("hardware_profiles", "fitted", suffix=".toml")
+    return [read_fitted(text, f"{name}.toml") for name, text in texts.items()]
 
 
 def report(profiles: Sequence[FittedProfile]) -> str:
