@@ -17,8 +17,27 @@ def norm_parameters(kind: Norm, width: int) -> int:
     return 2 * width if kind == "layer" else width
 
 
+class GroupedHeads:
+    """Widths of query heads of which several may share one key and value head."""
+
+    __slots__ = ()
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def q_width(self) -> int:
+        """Width of all query heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of all key heads, which is that of all value heads."""
+        return self.kv_heads * self.head_dim
+
+
 @dataclass(frozen=True, slots=True)
-class AttentionSpec:
+class AttentionSpec(GroupedHeads):
     """Grouped-query attention.
 
     Parameters
@@ -57,16 +76,6 @@ class AttentionSpec:
     def label(self) -> str:
         """Short name in tables."""
         return "full" if self.grouping == "sequence" and self.window == UNBOUNDED else "window"
-
-    @property
-    def q_width(self) -> int:
-        """Width of all query heads."""
-        return self.heads * self.head_dim
-
-    @property
-    def kv_width(self) -> int:
-        """Width of all key heads, which is that of all value heads."""
-        return self.kv_heads * self.head_dim
 
     @property
     def cached_width(self) -> int:
@@ -142,7 +151,7 @@ class LatentAttentionSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class CrossAttentionSpec:
+class CrossAttentionSpec(GroupedHeads):
     """Cross-attention from text to encoder outputs, whose keys and values are computed once a request.
 
     Parameters
@@ -163,16 +172,6 @@ class CrossAttentionSpec:
     def label(self) -> str:
         """Short name in tables."""
         return "cross"
-
-    @property
-    def q_width(self) -> int:
-        """Width of all query heads."""
-        return self.heads * self.head_dim
-
-    @property
-    def kv_width(self) -> int:
-        """Width of all key heads, which is that of all value heads."""
-        return self.kv_heads * self.head_dim
 
     @property
     def cached_width(self) -> int:

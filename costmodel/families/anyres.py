@@ -20,7 +20,7 @@ from costmodel.errors import shown, unknown
 from costmodel.families.files import Count, Json, ModelFiles, ModelParts, divide, parse
 from costmodel.families.pictures import no_video, tiles_cost
 from costmodel.families.text import read_decoder
-from costmodel.families.vits import ClipVision, SiglipVision
+from costmodel.families.vits import ClipVision, SiglipVision, used_layers
 from costmodel.models import MediaCost, VisionEncoderSpec
 from costmodel.workload import Video
 
@@ -228,10 +228,9 @@ def read_tower(values: Json, source: str) -> Tower:
 def feature_layers(layers: int | list[int], n_layers: int, source: str) -> list[int]:
     """Return how many layers lie before each output that is read; -1 is the last, and 0 the embedding, is none."""
     indices = [layers] if isinstance(layers, int) else layers
-    counts = [index if index >= 0 else n_layers + 1 + index for index in indices]
-    if not counts or not all(1 <= count <= n_layers for count in counts):
+    if not indices:
         raise ValueError(f"{source}: vision_feature_layer={layers} must name some of {n_layers} layers")
-    return counts
+    return [used_layers(index, n_layers, f"{source}: vision_feature_layer") for index in indices]
 
 
 def parts(

@@ -11,52 +11,16 @@ from costmodel.layers import AttentionSpec, LayerRun, LayerSpec, MlpSpec, norm_p
 from costmodel.models import VisionEncoderSpec
 
 
-class ClipVision(Foreign):
-    """`CLIPVisionConfig`."""
+class PlainVision(Foreign):
+    """What the configs of both towers have in common: layers of one kind on squares of one size."""
 
-    model_type: Literal["clip_vision_model"] = "clip_vision_model"
     hidden_size: Count = 768
     intermediate_size: Count = 3072
     num_hidden_layers: Layers = 12
     num_attention_heads: Count = 12
     num_channels: Count = 3
     image_size: Count = 224
-    patch_size: Count = 32
-
-    def layer(self) -> LayerSpec:
-        """Return one layer of the tower."""
-        head_dim = divide(self.hidden_size, self.num_attention_heads, "hidden_size by heads", "vision_config")
-        heads = self.num_attention_heads
-        mixer = AttentionSpec(heads, heads, head_dim, causal=False, rotary=False, qkv_bias=True, out_bias=True)
-        return LayerSpec(self.hidden_size, mixer, MlpSpec(self.intermediate_size, gated=False, bias=True), "layer")
-
-    def encoder(self, n_used: int) -> VisionEncoderSpec:
-        """Return the tower when the output of layer `n_used` is read."""
-        layer = self.layer()
-        unused = self.num_hidden_layers - n_used
-        return VisionEncoderSpec(
-            width=self.hidden_size,
-            runs=(LayerRun(n_used, layer),),
-            unused_runs=(LayerRun(unused, layer),) if unused else (),
-            patch_width=self.num_channels * self.patch_size**2,
-            positions=patches_along(self.image_size, self.patch_size, "vision_config") ** 2 + 1,
-            class_token=True,
-            extra_parameters=2 * norm_parameters("layer", self.hidden_size),
-        )
-
-
-class SiglipVision(Foreign):
-    """`SiglipVisionConfig`: no class token, a biased patch embedding, an attention-pooling head that no family runs."""
-
-    model_type: Literal["siglip_vision_model"] = "siglip_vision_model"
-    hidden_size: Count = 768
-    intermediate_size: Count = 3072
-    num_hidden_layers: Layers = 12
-    num_attention_heads: Count = 12
-    num_channels: Count = 3
-    image_size: Count = 224
-    patch_size: Count = 16
-    vision_use_head: bool = True
+    patch_size: Count
 
     def layer(self) -> LayerSpec:
         """Return one layer of the tower."""
@@ -68,6 +32,35 @@ class SiglipVision(Foreign):
     def patches(self) -> int:
         """Return the patches of a square of the tower's own size."""
         return patches_along(self.image_size, self.patch_size, "vision_config") ** 2
+
+
+class ClipVision(PlainVision):
+    """`CLIPVisionConfig`."""
+
+    model_type: Literal["clip_vision_model"] = "clip_vision_model"
+    patch_size: Count = 32
+
+    def encoder(self, n_used: int) -> VisionEncoderSpec:
+        """Return the tower when the output of layer `n_used` is read."""
+        layer = self.layer()
+        unused = self.num_hidden_layers - n_used
+        return VisionEncoderSpec(
+            width=self.hidden_size,
+            runs=(LayerRun(n_used, layer),),
+            unused_runs=(LayerRun(unused, layer),) if unused else (),
+            patch_width=self.num_channels * self.patch_size**2,
+            positions=self.patches() + 1,
+            class_token=True,
+            extra_parameters=2 * norm_parameters("layer", self.hidden_size),
+        )
+
+
+class SiglipVision(PlainVision):
+    """`SiglipVisionConfig`: no class token, a biased patch embedding, an attention-pooling head that no family runs."""
+
+    model_type: Literal["siglip_vision_model"] = "siglip_vision_model"
+    patch_size: Count = 16
+    vision_use_head: bool = True
 
     def encoder(self, n_used: int | None = None) -> VisionEncoderSpec:
         """Return the tower when the output of layer `n_used` is read (all layers: None)."""

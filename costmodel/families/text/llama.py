@@ -35,7 +35,7 @@ class LlamaText(Foreign):
 
     def decoder(self, source: str, *, tied: bool | None = None) -> DecoderSpec:
         """Return the language model."""
-        _check_layer_types(self, source)
+        self.check_layer_types(source)
         return DecoderSpec(
             width=self.hidden_size,
             vocabulary=self.vocab_size,
@@ -43,6 +43,17 @@ class LlamaText(Foreign):
             tied_head=self.tie_word_embeddings if tied is None else tied,
             max_positions=self.max_position_embeddings,
         )
+
+    def check_layer_types(self, source: str) -> None:
+        """Refuse kinds of layers that are not modelled, and another number of them."""
+        kinds = self.layer_types or []
+        foreign = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+        if foreign:
+            raise Unsupported(
+                f"{source}: layer_types {shown(foreign)} are not modelled; full_attention and sliding_attention are"
+            )
+        if kinds and len(kinds) != self.num_hidden_layers:
+            raise ValueError(f"{source}: layer_types has {len(kinds)} entries for {self.num_hidden_layers} layers")
 
     def layers(self) -> list[LayerSpec]:
         """Return every layer, in order."""
@@ -154,14 +165,3 @@ TEXT_CONFIGS: dict[str, type[LlamaText]] = {
     "qwen3": Qwen3Text,
     "internlm2": InternLm2Text,
 }
-
-
-def _check_layer_types(text: LlamaText, source: str) -> None:
-    kinds = text.layer_types or []
-    foreign = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if foreign:
-        raise Unsupported(
-            f"{source}: layer_types {shown(foreign)} are not modelled; full_attention and sliding_attention are"
-        )
-    if kinds and len(kinds) != text.num_hidden_layers:
-        raise ValueError(f"{source}: layer_types has {len(kinds)} entries for {text.num_hidden_layers} layers")

@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 from costmodel.errors import Unsupported, shown
 from costmodel.families.files import Count, Layers, divide
 from costmodel.families.text.llama import LlamaText
-from costmodel.layers import FfnSpec, LayerSpec, MixerSpec, MoeSpec, runs_of
-from costmodel.models import DecoderSpec
+from costmodel.layers import FfnSpec, LayerSpec, MixerSpec, MoeSpec
 from costmodel.recurrent import RecurrentSpec
 
 KINDS = ("linear_attention", "full_attention")
@@ -34,21 +33,14 @@ class Qwen35Text(LlamaText):
     linear_num_value_heads: Count = 32
     full_attention_interval: Count = 4
 
-    def decoder(self, source: str, *, tied: bool | None = None) -> DecoderSpec:
-        """Return the language model."""
+    def check_layer_types(self, source: str) -> None:
+        """Refuse kinds of layers that are not modelled, and another number of them."""
         foreign = sorted(set(self.kinds()) - set(KINDS))
         if foreign:
             raise Unsupported(f"{source}: layer_types {shown(foreign)} are not modelled; {' and '.join(KINDS)} are")
         if len(self.kinds()) != self.num_hidden_layers:
             found = f"layer_types has {len(self.kinds())} entries"
             raise ValueError(f"{source}: {found} for {self.num_hidden_layers} layers")
-        return DecoderSpec(
-            width=self.hidden_size,
-            vocabulary=self.vocab_size,
-            runs=runs_of(self.layers()),
-            tied_head=self.tie_word_embeddings if tied is None else tied,
-            max_positions=self.max_position_embeddings,
-        )
 
     def kinds(self) -> list[str]:
         """Return the kind of every layer: full attention at the end of each interval unless the file lists them."""
