@@ -14,7 +14,7 @@ from pydantic import Field
 
 from costmodel.adapters import AdapterSpec, ElementwiseStep, LinearStep, projector
 from costmodel.base import Foreign
-from costmodel.families.files import Count, ModelFiles, ModelParts, divide, parse
+from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, divide, parse
 from costmodel.families.pictures import StillsOnly
 from costmodel.families.text import read_decoder
 from costmodel.families.vits import used_layers
@@ -45,7 +45,7 @@ class PixtralVision(Foreign):
     model_type: Literal["pixtral"] = "pixtral"
     hidden_size: Count = 1024
     intermediate_size: Count = 4096
-    num_hidden_layers: Count = 24
+    num_hidden_layers: Layers = 24
     num_attention_heads: Count = 16
     num_channels: Count = 3
     image_size: Count = 1024

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from costmodel.adapters import AdapterSpec, projector
 from costmodel.base import Foreign
-from costmodel.families.files import Count, ModelFiles, ModelParts, divide, parse
+from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, divide, parse
 from costmodel.families.pictures import StillsOnly, patches_along
 from costmodel.families.text import read_decoder
 from costmodel.layers import AttentionSpec, LayerRun, LayerSpec, MlpSpec, norm_parameters
@@ -35,8 +35,8 @@ class MllamaVision(Foreign):
 
     hidden_size: Count = 1280
     intermediate_size: Count = 5120
-    num_hidden_layers: Count = 32
-    num_global_layers: Count = 8
+    num_hidden_layers: Layers = 32
+    num_global_layers: Layers = 8
     attention_heads: Count = 16
     num_channels: Count = 3
     image_size: Count = 448

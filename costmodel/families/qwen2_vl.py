@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from costmodel.adapters import AdapterSpec, ElementwiseStep, projector
-from costmodel.families.files import Count, ModelFiles, ModelParts, divide, parse, text_part
+from costmodel.families.files import Count, Layers, ModelFiles, ModelParts, divide, parse, text_part
 from costmodel.families.native import MergingTower, NativeResolution, check_width, read_rule
 from costmodel.families.text import read_decoder
 from costmodel.layers import AttentionSpec, LayerRun, LayerSpec, MlpSpec, norm_parameters
@@ -18,7 +18,7 @@ CONTEXT_TOKENS = 128000  # `max_video_tokens` of the video processor's class
 class Qwen2Vision(MergingTower):
     """`Qwen2VLVisionConfig`."""
 
-    depth: Count = 32
+    depth: Layers = 32
     embed_dim: Count = 1280
     hidden_size: Count = 3584
     mlp_ratio: Count = 4
