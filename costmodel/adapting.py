@@ -7,7 +7,7 @@ from dataclasses import replace
 from costmodel.adapters import AdapterSpec, AttentionStep, ElementwiseStep, LinearStep, Step
 from costmodel.base import Quantity
 from costmodel.blocks import Run, Work, all_reduce, elementwise, gemm
-from costmodel.mixers import attention
+from costmodel.mixers import HeadWidths, attention
 from costmodel.operators import Kind, Operator
 
 
@@ -38,8 +38,8 @@ def _attention(step: AttentionStep, tokens: Quantity, patches: Quantity, run: Ru
     pairs = tokens * step.pairs_per_token + patches * step.pairs_per_patch
     width = float(step.heads * step.head_dim)
     work = Work(run.passes, tokens * step.per_token, pairs, 0.0 * tokens)
-    kind = Kind.ENCODER_ATTENTION
-    return attention(f"adapt.{step.name}", work, qk_width=width, v_width=width, cached_width=0.0, kind=kind, run=run)
+    on = HeadWidths(float(step.heads), float(step.heads), width, width, 0.0)
+    return attention(f"adapt.{step.name}", work, on, kind=Kind.ENCODER_ATTENTION, run=run, causal=False)
 
 
 def _dense(step: Step, rows: Quantity, run: Run) -> Operator:

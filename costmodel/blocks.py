@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from costmodel.base import Quantity
 from costmodel.operators import Kind, Operator
+from costmodel.shapes import CollectiveShape, GemmShape, MoveShape
 from costmodel.units import BITS_PER_BYTE
 
 SCALE_GROUP = 128
@@ -158,13 +159,25 @@ def gemm(name: str, rows: Quantity, *, d_in: float, d_out: float, run: Run) -> O
         activation_bytes=rows * (d_in * widths.input_bytes + d_out * widths.state_bytes),
         launches=run.passes,
         bits=widths.math_bits,
+        rows=rows,
+        shape=GemmShape(d_in, d_out),
     )
 
 
-def elementwise(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operator:
-    """Return a memory-bound operator that reads and writes `numbers` values a row [bytes]."""
+def elementwise(name: str, rows: Quantity, *, numbers: float, run: Run, operator: str = "add") -> Operator:
+    """Return a memory-bound operator that reads and writes `numbers` values a row [bytes].
+
+    `operator` says what it resembles most: norm, activation, rope, add or embedding.
+    """
     traffic = rows * (numbers * run.widths.state_bytes)
-    return Operator(name, Kind.ELEMENTWISE, run.repeats, activation_bytes=traffic, launches=run.passes)
+    return Operator(
+        name,
+        Kind.ELEMENTWISE,
+        run.repeats,
+        activation_bytes=traffic,
+        launches=run.passes,
+        shape=MoveShape(operator),
+    )
 
 
 def all_reduce(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operator:
@@ -179,18 +192,19 @@ def all_reduce(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operat
     ----------
     .. [1] P. Patarasuk, X. Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", JPDC 2009.
     """
-    return _collective(name, rows * numbers, sent=2.0, run=run)
+    return _collective(name, rows * numbers, "all_reduce", rounds=2.0, run=run)
 
 
 def all_gather(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operator:
     """Return an all-gather of `numbers` values a row, of which each device holds its share: half an all-reduce."""
-    return _collective(name, rows * numbers, sent=1.0, run=run)
+    return _collective(name, rows * numbers, "all_gather", rounds=1.0, run=run)
 
 
-def _collective(name: str, numbers: Quantity, *, sent: float, run: Run) -> Operator:
+def _collective(name: str, numbers: Quantity, algorithm: str, *, rounds: float, run: Run) -> Operator:
     n_devices = run.widths.tp
-    link_bytes = numbers * (run.widths.state_bytes * sent * (n_devices - 1) / n_devices)
-    return _exchange(name, link_bytes, run.passes, peers=n_devices, run=run)
+    shape = CollectiveShape(algorithm, rounds * (n_devices - 1) / n_devices)
+    link_bytes = numbers * (run.widths.state_bytes * shape.sent)
+    return _exchange(name, link_bytes, run.passes, shape, peers=n_devices, run=run)
 
 
 def all_to_all(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operator:
@@ -202,17 +216,21 @@ def all_to_all(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operat
         Of its share of a replica's rows, a device sends all but what stays [bytes].
     """
     n_devices = run.widths.ep
-    link_bytes = rows * (numbers / run.widths.tp * run.widths.state_bytes * (n_devices - 1) / n_devices)
-    return _exchange(name, link_bytes, run.passes, peers=n_devices, run=run)
+    shape = CollectiveShape("alltoall", (n_devices - 1) / n_devices)
+    link_bytes = rows * (numbers / run.widths.tp * run.widths.state_bytes * shape.sent)
+    return _exchange(name, link_bytes, run.passes, shape, peers=n_devices, run=run)
 
 
 def send(name: str, rows: Quantity, *, numbers: float, n_hops: int, run: Run) -> Operator:
     """Return the passing on of `numbers` values a row between pipeline stages, one hop after another [bytes]."""
+    shape = CollectiveShape("send_recv", float(n_hops))
     link_bytes = rows * (numbers * run.widths.state_bytes * n_hops / run.widths.tp)
-    return _exchange(name, link_bytes, run.passes * n_hops, peers=run.widths.tp * (n_hops + 1), run=run)
+    return _exchange(name, link_bytes, run.passes * n_hops, shape, peers=run.widths.tp * (n_hops + 1), run=run)
 
 
-def _exchange(name: str, link_bytes: Quantity, messages: Quantity, *, peers: int, run: Run) -> Operator:
+def _exchange(
+    name: str, link_bytes: Quantity, messages: Quantity, shape: CollectiveShape, *, peers: int, run: Run
+) -> Operator:
     return Operator(
         name,
         Kind.COLLECTIVE,
@@ -221,4 +239,5 @@ def _exchange(name: str, link_bytes: Quantity, messages: Quantity, *, peers: int
         messages=messages,
         launches=run.passes,
         peers=peers,
+        shape=shape,
     )

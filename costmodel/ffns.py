@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from costmodel.base import Quantity
 from costmodel.blocks import Run, Widths, Work, all_reduce, all_to_all, elementwise, gemm, weight_bytes_each
 from costmodel.layers import FfnSpec, LayerSpec, MoeSpec
 from costmodel.mixers import projections
 from costmodel.operators import Kind, Operator
+from costmodel.shapes import ExpertsShape
 from costmodel.traces import TracedFfnSpec
+
+MATRICES: Final = 3
+"""Matrices of a gated expert."""
+PRODUCTS: Final = 2
+"""Grouped products that they take: up and gate in one, down."""
 
 
 def dense(prefix: str, rows: Quantity, *, hidden: float, gated: bool, width: int, run: Run) -> list[Operator]:
@@ -17,7 +24,7 @@ def dense(prefix: str, rows: Quantity, *, hidden: float, gated: bool, width: int
     up = hidden * (2 if gated else 1)
     return [
         gemm(f"{prefix}.up", rows, d_in=width, d_out=up, run=run),
-        elementwise(f"{prefix}.activation", rows, numbers=up + hidden, run=run),
+        elementwise(f"{prefix}.activation", rows, numbers=up + hidden, run=run, operator="activation"),
         gemm(f"{prefix}.down", rows, d_in=hidden, d_out=width, run=run),
     ]
 
@@ -32,40 +39,43 @@ def grouped_kind(widths: Widths) -> Kind:
     return Kind.DEQUANT_MOE_GEMM if widths.dequantises else Kind.MOE_GEMM
 
 
-def grouped_gemm(name: str, work: Work, spec: MoeSpec, *, d_in: float, d_out: float, run: Run) -> Operator:
-    """Return one matrix product of the routed experts.
+def routed_experts(name: str, work: Work, spec: MoeSpec, *, width: int, run: Run) -> Operator:
+    """Return the routed experts of a layer as engines run them: permuting rows, two grouped products, adding up.
 
     Returns
     -------
     Operator
-        2 rows top_k d_in d_out FLOPs; of the experts' weights only those that a row uses are read, once a pass [bytes].
-        With expert parallelism the busiest device's share is what counts.
+        6 rows top_k width hidden FLOPs; of the experts' weights only those that a row uses are read, once a pass;
+        rows are read and written around both products [bytes]. With expert parallelism the busiest device's share is
+        what counts.
     """
     widths = run.widths
-    rows = work.rows * (spec.top_k * routed_share(widths))
-    weights = spec.experts / widths.ep * d_in * d_out * weight_bytes_each(widths.weight_bits)
+    hidden = spec.hidden / (widths.tp if widths.ep == 1 else 1)
+    load, local = routed_share(widths), spec.experts / widths.ep
+    rows = work.rows * (spec.top_k * load)
+    products = (width + hidden) * widths.input_bytes + (2 * hidden + width) * widths.state_bytes
     return Operator(
         name,
         grouped_kind(widths),
         run.repeats,
-        flops=rows * (2.0 * d_in * d_out),
-        weight_bytes=work.touched * weights,
-        activation_bytes=rows * (d_in * widths.input_bytes + d_out * widths.state_bytes),
-        launches=run.passes,
+        flops=rows * (MATRICES * 2.0 * width * hidden),
+        weight_bytes=work.touched * (local * MATRICES * width * hidden * weight_bytes_each(widths.weight_bits)),
+        activation_bytes=rows * (products + MATRICES * hidden * widths.state_bytes),
+        launches=PRODUCTS * run.passes,
         bits=widths.math_bits,
+        rows=work.rows,
+        shape=ExpertsShape(
+            width, hidden, spec.experts, spec.top_k, local, MATRICES, replicas=widths.expert_replicas, load=load
+        ),
     )
 
 
 def mixture(prefix: str, work: Work, spec: MoeSpec, *, width: int, run: Run) -> list[Operator]:
     """Return a mixture of experts: router, routed experts, shared experts, and the exchange between devices."""
     widths = run.widths
-    hidden = spec.hidden / (widths.tp if widths.ep == 1 else 1)
-    routed = work.rows * (spec.top_k * routed_share(widths))
     operators = [
         gemm(f"{prefix}.router", work.rows, d_in=width, d_out=spec.router_width, run=run),
-        grouped_gemm(f"{prefix}.experts_up", work, spec, d_in=width, d_out=2 * hidden, run=run),
-        elementwise(f"{prefix}.experts_activation", routed, numbers=3 * hidden, run=run),
-        grouped_gemm(f"{prefix}.experts_down", work, spec, d_in=hidden, d_out=width, run=run),
+        routed_experts(f"{prefix}.experts", work, spec, width=width, run=run),
     ]
     if spec.shared_hidden:
         shared = spec.shared_hidden / widths.tp
@@ -88,7 +98,7 @@ def traced(prefix: str, work: Work, spec: TracedFfnSpec, run: Run) -> list[Opera
         one = gemm(name, rows, d_in=product.d_in, d_out=product.d_out, run=repeated)
         if product.experts:
             weights = product.experts * product.d_in * product.d_out * weight_bytes_each(run.widths.weight_bits)
-            one = replace(one, kind=grouped_kind(run.widths), weight_bytes=work.touched * weights)
+            one = replace(one, kind=grouped_kind(run.widths), weight_bytes=work.touched * weights, shape=None)
         operators.append(one)
     return operators
 
@@ -110,7 +120,9 @@ def layer(prefix: str, work: Work, spec: LayerSpec, *, run: Run, caches: bool) -
     """
     width = spec.width
     names = ("norm_attention", "norm_ffn", "norm_after_attention", "norm_after_ffn")[: spec.n_norms]
-    operators = [elementwise(f"{prefix}.{name}", work.rows, numbers=4 * width, run=run) for name in names]
+    operators = [
+        elementwise(f"{prefix}.{name}", work.rows, numbers=4 * width, run=run, operator="norm") for name in names
+    ]
     operators += projections(prefix, work, spec.mixer, width=width, run=run, caches=caches)
     operators += feed_forward(prefix, work, spec.ffn, width=width, run=run)
     if run.widths.tp > 1:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from costmodel.base import Quantity
 from costmodel.blocks import Run, Work, elementwise, gemm, kv_bytes_each
 from costmodel.layers import AttentionSpec, CrossAttentionSpec, LatentAttentionSpec, MixerSpec
 from costmodel.operators import Kind, Operator
 from costmodel.recurrent import STATE_BITS, RecurrentSpec
+from costmodel.shapes import AttentionShape, MoveShape
 from costmodel.traces import TracedMixerSpec
 
 
@@ -29,21 +30,40 @@ def cached_width_on_device(spec: MixerSpec, tp: int) -> float:
     return 2 * kv_width_on_device(spec, tp)
 
 
-def attention(
-    name: str, work: Work, *, qk_width: float, v_width: float, cached_width: float, kind: Kind, run: Run
-) -> Operator:
+@dataclass(frozen=True, slots=True)
+class HeadWidths:
+    """The heads of one device.
+
+    Parameters
+    ----------
+    heads, kv_heads : float
+        Query heads, and heads of keys and values.
+    qk_width, v_width : float
+        Widths of all query heads, and of their values.
+    cached_width : float
+        Numbers read for one key.
+    """
+
+    heads: float
+    kv_heads: float
+    qk_width: float
+    v_width: float
+    cached_width: float
+
+
+def attention(name: str, work: Work, on: HeadWidths, *, kind: Kind, run: Run, causal: bool = True) -> Operator:
     """Return fused attention: scores, softmax and weighted sum without the score matrix in memory.
 
     Parameters
     ----------
     work : Work
         Its pairs are computed, its rows read as queries and written as outputs, its keys read from the cache.
-    qk_width, v_width : float
-        Widths of all of one device's query heads, and of their values.
-    cached_width : float
-        Numbers read for one key.
+    on : HeadWidths
+        The heads.
     kind : Kind
         Prefill, decode or encoder attention.
+    causal : bool
+        Whether a query sees only what came before it.
 
     Returns
     -------
@@ -54,23 +74,29 @@ def attention(
     ----------
     .. [1] T. Dao et al., "FlashAttention", NeurIPS 2022.
     """
-    widths = run.widths
+    widths, out_width = run.widths, on.qk_width + on.v_width
+    key_bytes = on.cached_width * kv_bytes_each(widths.kv_bits)
     return Operator(
         name,
         kind,
         run.repeats,
-        flops=work.pairs * (2.0 * (qk_width + v_width)),
-        activation_bytes=work.rows * ((qk_width + v_width) * widths.state_bytes),
-        kv_bytes=work.keys * (cached_width * kv_bytes_each(widths.kv_bits)),
+        flops=work.pairs * (2.0 * out_width),
+        activation_bytes=work.rows * (out_width * widths.state_bytes),
+        kv_bytes=work.keys * key_bytes,
         launches=run.passes,
         bits=max(16, widths.math_bits),
+        rows=work.rows,
+        pairs=work.pairs,
+        keys=work.keys,
+        shape=AttentionShape(on.heads, on.kv_heads, out_width / on.heads, key_bytes / on.kv_heads, causal),
     )
 
 
 def score_matrix(name: str, work: Work, *, heads: float, run: Run) -> Operator:
     """Return the traffic of a score matrix kept in memory: written, read and written by softmax, read again [bytes]."""
     traffic = work.pairs * (4 * heads * run.widths.state_bytes)
-    return Operator(name, Kind.ELEMENTWISE, run.repeats, activation_bytes=traffic, launches=2 * run.passes)
+    launches, shape = 2 * run.passes, MoveShape("add")
+    return Operator(name, Kind.ELEMENTWISE, run.repeats, activation_bytes=traffic, launches=launches, shape=shape)
 
 
 def cache_write(name: str, rows: Quantity, *, rotated: float, cached: float, run: Run) -> Operator:
@@ -83,6 +109,7 @@ def cache_write(name: str, rows: Quantity, *, rotated: float, cached: float, run
         activation_bytes=rows * ((2 * rotated + cached / 2) * widths.state_bytes),
         kv_bytes=rows * (cached * kv_bytes_each(widths.kv_bits)),
         launches=run.passes,
+        shape=MoveShape("rope"),
     )
 
 
@@ -169,11 +196,9 @@ def attend(
         return _attend_latent(prefix, work, spec, kind=kind, run=run, expands=expands)
     q_width = spec.q_width / tp
     cached = cached_width_on_device(spec, tp)
-    operators = [
-        attention(
-            f"{prefix}.attention", work, qk_width=q_width, v_width=q_width, cached_width=cached, kind=kind, run=run
-        )
-    ]
+    on = HeadWidths(spec.heads / tp, cached / (2 * spec.head_dim), q_width, q_width, cached)
+    causal = isinstance(spec, AttentionSpec) and spec.causal
+    operators = [attention(f"{prefix}.attention", work, on, kind=kind, run=run, causal=causal)]
     if eager:
         operators.append(score_matrix(f"{prefix}.scores", work, heads=spec.heads / tp, run=run))
     return operators
@@ -182,18 +207,18 @@ def attend(
 def _attend_latent(
     prefix: str, work: Work, spec: LatentAttentionSpec, *, kind: Kind, run: Run, expands: bool
 ) -> list[Operator]:
-    heads, name = spec.heads / run.widths.tp, f"{prefix}.attention"
-    wide = {"qk_width": heads * (spec.nope_dim + spec.rope_dim), "v_width": heads * spec.value_dim}
-    cached = float(spec.cached_width)
+    heads, name, cached = spec.heads / run.widths.tp, f"{prefix}.attention", float(spec.cached_width)
+    qk_width, v_width = heads * (spec.nope_dim + spec.rope_dim), heads * spec.value_dim
     if kind != Kind.DECODE_ATTENTION:  # expanded keys and values are read like cached ones
-        expanded = wide["qk_width"] + wide["v_width"]
-        return [attention(name, work, **wide, cached_width=expanded, kind=kind, run=run)]
+        on = HeadWidths(heads, heads, qk_width, v_width, qk_width + v_width)
+        return [attention(name, work, on, kind=kind, run=run)]
     if not expands:
-        absorbed = {"qk_width": heads * cached, "v_width": heads * spec.kv_rank}
-        return [attention(name, work, **absorbed, cached_width=cached, kind=kind, run=run)]
+        on = HeadWidths(heads, 1.0, heads * cached, heads * spec.kv_rank, cached)
+        return [attention(name, work, on, kind=kind, run=run)]
     old = work.keys - work.rows  # the new token's latent is expanded with the projections
     up = gemm(f"{prefix}.expand_cache", old, d_in=spec.kv_rank, d_out=spec.expanded_width / run.widths.tp, run=run)
-    return [up, attention(name, work, **wide, cached_width=cached, kind=kind, run=run)]
+    on = HeadWidths(heads, 1.0, qk_width, v_width, cached)
+    return [up, attention(name, work, on, kind=kind, run=run)]
 
 
 def _recurrent_projections(prefix: str, work: Work, spec: RecurrentSpec, *, width: int, run: Run) -> list[Operator]:
@@ -203,7 +228,7 @@ def _recurrent_projections(prefix: str, work: Work, spec: RecurrentSpec, *, widt
     return [
         gemm(f"{prefix}.mixed", work.rows, d_in=width, d_out=mixed, run=run),
         gemm(f"{prefix}.gates", work.rows, d_in=width, d_out=2 * spec.value_heads / tp, run=run),
-        elementwise(f"{prefix}.gated_norm", work.rows, numbers=3 * value_width, run=run),
+        elementwise(f"{prefix}.gated_norm", work.rows, numbers=3 * value_width, run=run, operator="norm"),
         gemm(f"{prefix}.out", work.rows, d_in=value_width, d_out=width, run=run),
     ]
 
@@ -244,15 +269,11 @@ def _recur(prefix: str, work: Work, spec: RecurrentSpec, *, kind: Kind, run: Run
 def _attend_traced(prefix: str, work: Work, spec: TracedMixerSpec, *, kind: Kind, run: Run) -> list[Operator]:
     """Return the attentions of a trace; the cache, known as a whole, is shared out evenly."""
     n_repeats = sum(group.repeats for group in spec.attentions)
-    return [
-        attention(
-            f"{prefix}.attention{i}",
-            replace(work, pairs=work.pairs * group.pairs_ratio),
-            qk_width=float(group.heads * group.qk_dim),
-            v_width=float(group.heads * group.v_dim),
-            cached_width=spec.cached_width / n_repeats,
-            kind=kind,
-            run=replace(run, repeats=run.repeats * group.repeats),
-        )
-        for i, group in enumerate(spec.attentions)
-    ]
+    operators = []
+    for i, group in enumerate(spec.attentions):
+        heads = float(group.heads)
+        on = HeadWidths(heads, heads, heads * group.qk_dim, heads * group.v_dim, spec.cached_width / n_repeats)
+        own = replace(work, pairs=work.pairs * group.pairs_ratio)
+        repeated = replace(run, repeats=run.repeats * group.repeats)
+        operators.append(attention(f"{prefix}.attention{i}", own, on, kind=kind, run=repeated))
+    return operators

@@ -3,6 +3,7 @@
 An `Operator` is one kernel (or a fused few) repeated over layers. Its columns are numbers, or arrays that broadcast.
 Every formula in `costmodel.blocks` is linear in the sums of `costmodel.query`, so evaluated on unit vectors it gives
 its own coefficients: `OperatorTable` keeps those, and a product with the sums of a query gives every column at once.
+Beside its work, an operator names its shape and what drives it, by which fitted curves give its time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from costmodel.base import Array, Quantity
 from costmodel.memo import Cache
+from costmodel.shapes import Shape
 
 
 class Kind(IntEnum):
@@ -62,6 +64,10 @@ class Operator:
         Width of the matrix product.
     peers : int
         Devices that exchange messages, whose link counts.
+    rows, pairs, keys : float or ndarray
+        What goes through a product or attention: tokens, query-key pairs, and keys read.
+    shape : GemmShape, ExpertsShape, AttentionShape, CollectiveShape, MoveShape or None
+        By which a fitted curve knows it; None for what no curve describes.
     """
 
     name: str
@@ -76,6 +82,10 @@ class Operator:
     launches: Quantity = 0.0
     bits: int = 16
     peers: int = 1
+    rows: Quantity = 0.0
+    pairs: Quantity = 0.0
+    keys: Quantity = 0.0
+    shape: Shape | None = None
 
     @property
     def columns(self) -> tuple[Quantity, ...]:
@@ -90,9 +100,16 @@ class Operator:
             self.launches,
         )
 
+    @property
+    def drivers(self) -> tuple[Quantity, ...]:
+        """Rows, pairs and keys, in the order of `DRIVERS`."""
+        return self.rows, self.pairs, self.keys
+
 
 COLUMNS: Final = ("flops", "weight_bytes", "activation_bytes", "kv_bytes", "link_bytes", "messages", "launches")
 FLOPS, WEIGHT, ACTIVATION, KV, LINK, MESSAGES, LAUNCHES = range(len(COLUMNS))
+DRIVERS: Final = ("rows", "pairs", "keys")
+ROWS, PAIRS, KEYS = range(len(DRIVERS))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,8 +120,12 @@ class OperatorTable:
     ----------
     names : tuple of str
     kinds, repeats, bits, peers : ndarray of int, shape (n_operators,)
+    shapes : tuple
+        Shape of each operator, or None.
     coefficients : ndarray, shape (n_columns, n_operators, n_sums)
         Columns for one unit of each sum.
+    drivers : ndarray, shape (n_drivers, n_operators, n_sums)
+        Rows, pairs and keys for one unit of each sum.
     totals : ndarray, shape (n_columns, n_sums)
         Their sum over operators and repeats.
     cache : dict
@@ -116,7 +137,9 @@ class OperatorTable:
     repeats: Array
     bits: NDArray[np.intp]
     peers: NDArray[np.intp]
+    shapes: tuple[Shape | None, ...]
     coefficients: Array
+    drivers: Array
     totals: Array
     cache: Cache = field(default_factory=dict, repr=False)
 
@@ -124,9 +147,12 @@ class OperatorTable:
     def of(operators: Sequence[Operator], n_sums: int) -> OperatorTable:
         """Return the table of operators that were listed on unit vectors."""
         coefficients = np.zeros((len(COLUMNS), len(operators), n_sums))
+        drivers = np.zeros((len(DRIVERS), len(operators), n_sums))
         for i, operator in enumerate(operators):
             for j, column in enumerate(operator.columns):
                 coefficients[j, i] = column
+            for j, driver in enumerate(operator.drivers):
+                drivers[j, i] = driver
         repeats = np.array([o.repeats for o in operators], dtype=float)
         return OperatorTable(
             names=tuple(o.name for o in operators),
@@ -134,7 +160,9 @@ class OperatorTable:
             repeats=repeats,
             bits=np.array([o.bits for o in operators], dtype=np.intp),
             peers=np.array([o.peers for o in operators], dtype=np.intp),
+            shapes=tuple(o.shape for o in operators),
             coefficients=coefficients,
+            drivers=drivers,
             totals=np.einsum("cos,o->cs", coefficients, repeats),
         )
 

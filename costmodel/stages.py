@@ -254,8 +254,8 @@ def _ends(structure: Structure, sums: Sums, stage: str) -> list[Operator]:
     decoder, widths = structure.model.decoder, structure.head_widths
     run, head = Run(sums.passes, widths), Run(sums.head_passes, widths)
     operators = [
-        elementwise(f"{stage}.embedding", sums.rows, numbers=2 * decoder.width, run=run),
-        elementwise(f"{stage}.final_norm", sums.rows, numbers=4 * decoder.width, run=run),
+        elementwise(f"{stage}.embedding", sums.rows, numbers=2 * decoder.width, run=run, operator="embedding"),
+        elementwise(f"{stage}.final_norm", sums.rows, numbers=4 * decoder.width, run=run, operator="norm"),
         gemm(f"{stage}.head", sums.sequences, d_in=decoder.width, d_out=decoder.vocabulary / widths.tp, run=head),
         elementwise(f"{stage}.sampling", sums.sequences, numbers=2 * decoder.vocabulary, run=head),
     ]
