@@ -95,6 +95,13 @@ class EngineProfile(Frozen):
         Power while compute, and while memory, is the limit, as a share of the device's limit.
     carbon_g_per_j : float
         Carbon intensity of the grid [g CO2 / J].
+    efficiency : mapping
+        By kind of operator, the flat efficiency where no fitted curve describes it.
+    kernels : mapping
+        By kind of operator, the libraries whose kernels run it, the preferred first: `library`, or `library.kernel`
+        where the library has several; see `costmodel.kernels`.
+    preprocessing : Preprocessing
+        What the host does to pictures.
     """
 
     schema_version: Literal[1]
@@ -116,15 +123,17 @@ class EngineProfile(Frozen):
     memory_power_fraction: Share
     carbon_g_per_j: NotNegative
     efficiency: FrozenMap[KindEfficiency] = Field(default_factory=dict, validate_default=True)
+    kernels: FrozenMap[tuple[str, ...]] = Field(default_factory=dict, validate_default=True)
     preprocessing: Preprocessing = Field(default_factory=Preprocessing)
     sources: tuple[Source, ...]
 
     @model_validator(mode="after")
     def _check(self) -> EngineProfile:
         known = {kind.label for kind in Kind}
-        foreign = sorted(set(self.efficiency) - known)
-        if foreign:
-            raise ValueError(f"efficiency.{foreign[0]} is no kind of operator; known: {', '.join(sorted(known))}")
+        for name, held in (("efficiency", self.efficiency), ("kernels", self.kernels)):
+            foreign = sorted(set(held) - known)
+            if foreign:
+                raise ValueError(f"{name}.{foreign[0]} is no kind of operator; known: {', '.join(sorted(known))}")
         require_sources(self.numbers(), self.sources)
         return self
 

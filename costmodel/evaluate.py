@@ -10,9 +10,11 @@ import numpy as np
 
 from costmodel.base import Quantity
 from costmodel.hardware import HardwareProfile
+from costmodel.kernels import Kernels
+from costmodel.memo import remember
 from costmodel.operators import Operator, OperatorTable
+from costmodel.priced import PricedTable, operator_s, priced
 from costmodel.query import Query, Stage, Turn
-from costmodel.roofline import PricedTable, operator_s, priced
 from costmodel.stages import Structure
 from costmodel.sums import Points, adapt_points, decode_points, decode_steps, encode_points, prefill_points
 from costmodel.units import PIXEL_BYTES
@@ -47,13 +49,14 @@ class Evaluator:
     query: Query
     hardware: HardwareProfile
     structure: Structure
+    kernels: Kernels
     is_sweep: bool = False
     kept_points: dict[tuple[Stage, int], Points] = field(default_factory=dict)
 
     @staticmethod
     def of(query: Query, hardware: HardwareProfile, *, is_sweep: bool = False) -> Evaluator:
         """Return the evaluator of a query on a device."""
-        return Evaluator(query, hardware, Structure.of(query), is_sweep)
+        return Evaluator(query, hardware, Structure.of(query), kernels_of(query, hardware), is_sweep)
 
     def table(self, stage: Stage) -> OperatorTable:
         """Return the operators of a stage."""
@@ -65,7 +68,7 @@ class Evaluator:
 
     def priced(self, stage: Stage) -> PricedTable:
         """Return the operators of a stage with the device's rates."""
-        return priced(self.table(stage), self.hardware, self.query.engine)
+        return priced(self.table(stage), self.kernels)
 
     def points(self, stage: Stage, turn: Turn) -> Points:
         """Return the sums of a stage in a turn, worked out once."""
@@ -78,7 +81,7 @@ class Evaluator:
 
     def overheads(self, stage: Stage) -> list[tuple[Operator, float]]:
         """Return the operators that techniques add to a stage (of decode, to one step) with their times [s]."""
-        return [(o, float(operator_s(o, self.hardware, self.query.engine))) for o in self._added(stage)]
+        return [(o, float(operator_s(o, self.kernels))) for o in self._added(stage)]
 
     def _added(self, stage: Stage) -> list[Operator]:
         return [o for overhead in self.query.overheads if overhead.stage == stage for o in overhead.operators]
@@ -88,7 +91,7 @@ class Evaluator:
         if not self.query.overheads:
             return 0.0
         found = self._added(stage)
-        return sum((operator_s(o, self.hardware, self.query.engine) for o in found), start=0.0)
+        return sum((operator_s(o, self.kernels) for o in found), start=0.0)
 
     def bound(self, operator: Operator) -> Literal["compute", "memory"]:
         """Return the roof that binds an operator of a technique."""
@@ -120,6 +123,12 @@ class Evaluator:
             decode_step_s=self._decode_step_s(turn),
             steps=decode_steps(self.query, turn),
         )
+
+
+def kernels_of(query: Query, hardware: HardwareProfile) -> Kernels:
+    """Return the curves of a device under a query's engine, from the model's cache when they were found before."""
+    key = ("kernels", id(hardware), id(query.engine))
+    return remember(query.model.cache, key, lambda: Kernels(hardware, query.engine))
 
 
 POINTS: Final[Mapping[Stage, Callable[..., Points]]] = {

@@ -166,6 +166,23 @@ class OperatorTable:
             totals=np.einsum("cos,o->cs", coefficients, repeats),
         )
 
+    def only(self, rows: Sequence[int]) -> OperatorTable:
+        """Return the table of some of the operators."""
+        if len(rows) == len(self.names):
+            return self
+        coefficients, repeats = self.coefficients[:, rows], self.repeats[rows]
+        return OperatorTable(
+            names=tuple(self.names[i] for i in rows),
+            kinds=self.kinds[rows],
+            repeats=repeats,
+            bits=self.bits[rows],
+            peers=self.peers[rows],
+            shapes=tuple(self.shapes[i] for i in rows),
+            coefficients=coefficients,
+            drivers=self.drivers[:, rows],
+            totals=np.einsum("cos,o->cs", coefficients, repeats),
+        )
+
     def columns(self, sums: Array) -> Array:
         """Return the work of one repeat, shape (n_columns, n_operators, n_points).
 

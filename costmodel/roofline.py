@@ -1,4 +1,4 @@
-"""Time of operators on a device: the highest of its roofs, plus the start of each kernel.
+"""Roofs: time of operators at stated shares of a device's rates, the highest roof plus the start of each kernel.
 
 A roof is work over a rate times the reached share of it. Work never lowers a roof, so time never falls with work.
 """
@@ -11,14 +11,14 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodel.base import Array, Quantity
-from costmodel.engine import EngineProfile
+from costmodel.base import Array
 from costmodel.hardware import HardwareProfile
-from costmodel.memo import remember
-from costmodel.operators import ACTIVATION, FLOPS, KV, LAUNCHES, LINK, MESSAGES, WEIGHT, Kind, Operator, OperatorTable
+from costmodel.operators import ACTIVATION, FLOPS, KV, LAUNCHES, LINK, MESSAGES, WEIGHT, Kind, OperatorTable
 
 MANY_POINTS: Final = 64
 """From here on products with few sums, group by group, beat one product with all of them."""
+DATASHEET: Final = np.array([np.ones(len(Kind)), np.ones(len(Kind)), np.zeros(len(Kind))])
+"""Every kind at the rates of the datasheet."""
 ROOFS: Final[tuple[Literal["compute", "memory", "link"], ...]] = ("compute", "memory", "link")
 
 
@@ -41,12 +41,19 @@ class Rates:
     latency_s: Array
 
     @staticmethod
-    def of(table: OperatorTable, hardware: HardwareProfile, engine: EngineProfile) -> Rates:
-        """Return the rates of every operator of a table."""
-        compute, bandwidth, cycles = engine.by_kind[:, table.kinds]
+    def of(table: OperatorTable, hardware: HardwareProfile, by_kind: Array) -> Rates:
+        """Return the rates of every operator of a table.
+
+        Parameters
+        ----------
+        by_kind : ndarray, shape (3, n_kinds)
+            Reached shares of compute and bandwidth, and start cycles; see `EngineProfile.by_kind`, or `DATASHEET`.
+        """
+        compute, bandwidth, cycles = by_kind[:, table.kinds]
         peaks = {int(b): hardware.peak_flops_per_s[hardware.precision(int(b))] for b in set(table.bits.tolist())}
         peak = np.array([peaks[int(bits)] for bits in table.bits])
-        links = {n: _link(hardware, engine, n) for n in set(table.peers.tolist())}
+        reached = float(by_kind[1, Kind.COLLECTIVE])
+        links = {n: _link(hardware, reached, n) for n in set(table.peers.tolist())}
         rates_and_latencies = np.array([links[n] for n in table.peers.tolist()]).reshape(-1, 2)
         return Rates(
             compute_flops_per_s=peak * compute,
@@ -57,23 +64,20 @@ class Rates:
         )
 
 
-def _link(hardware: HardwareProfile, engine: EngineProfile, n_devices: int) -> tuple[float, float]:
+def _link(hardware: HardwareProfile, reached: float, n_devices: int) -> tuple[float, float]:
     """Return the reached bandwidth and the latency of the link between so many devices."""
     if n_devices == 1:
         return np.inf, 0.0
     link = hardware.link(n_devices)
-    return link.rate_bytes_per_s(n_devices) * engine.kind(Kind.COLLECTIVE).bandwidth_fraction, link.latency_s
+    return link.rate_bytes_per_s(n_devices) * reached, link.latency_s
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PricedTable:
-    """A table of operators with the rates of a device folded into its coefficients.
+class Roofs:
+    """Operators with the rates of a device folded into their coefficients.
 
     Parameters
     ----------
-    table : OperatorTable
-    owners : tuple
-        The device and the engine, kept so that their identity stays theirs.
     roofs : ndarray, shape (n_roofs, n_operators, n_sums)
         Seconds under each roof, all repeats, for one unit of each sum.
     starts : ndarray, shape (n_operators, n_sums)
@@ -86,8 +90,6 @@ class PricedTable:
         The contested operators by the few sums that each group depends on, with their roofs over those alone.
     """
 
-    table: OperatorTable
-    owners: tuple[HardwareProfile, EngineProfile]
     roofs: Array
     starts: Array
     contested: Array
@@ -95,27 +97,17 @@ class PricedTable:
     groups: tuple[tuple[NDArray[np.intp], Array], ...]
 
     @staticmethod
-    def of(table: OperatorTable, hardware: HardwareProfile, engine: EngineProfile) -> PricedTable:
-        """Fold the rates into a table."""
-        rates = Rates.of(table, hardware, engine)
-        work, repeats = table.coefficients, table.repeats[:, None]
-        traffic = work[WEIGHT] + work[ACTIVATION] + work[KV]
-        roofs = [
-            work[FLOPS] / rates.compute_flops_per_s[:, None] * repeats,
-            traffic / rates.memory_bytes_per_s[:, None] * repeats,
-        ]
-        if (table.peers > 1).any():
-            sending = work[LINK] / rates.link_bytes_per_s[:, None] + work[MESSAGES] * rates.latency_s[:, None]
-            roofs.append(sending * repeats)
-        starts = work[LAUNCHES] * rates.start_s[:, None] * repeats
-        stacked = np.array(roofs)
-        several = np.count_nonzero(stacked.any(axis=2), axis=0) > 1
-        linear = stacked[:, ~several].sum(axis=(0, 1)) + starts.sum(axis=0)
-        contested = stacked[:, several]
-        return PricedTable(table, (hardware, engine), stacked, starts, contested, linear, _by_sums(contested))
+    def of(table: OperatorTable, rates: Rates) -> Roofs:
+        """Fold rates into a table."""
+        roofs = roofs_of(table, rates)
+        starts = table.coefficients[LAUNCHES] * rates.start_s[:, None] * table.repeats[:, None]
+        several = np.count_nonzero(roofs.any(axis=2), axis=0) > 1
+        linear = roofs[:, ~several].sum(axis=(0, 1)) + starts.sum(axis=0)
+        contested = roofs[:, several]
+        return Roofs(roofs, starts, contested, linear, _by_sums(contested))
 
     def total_s(self, sums: Array) -> Array:
-        """Return the time of the stage at every point, shape (n_points,) [s]."""
+        """Return the time of all operators at every point, shape (n_points,) [s]."""
         total: Array = self.linear @ sums
         if sums.shape[1] < MANY_POINTS:
             return total + _highest(self.contested, sums)
@@ -123,11 +115,26 @@ class PricedTable:
             total += _highest(roofs, sums[columns])
         return total
 
-    def operators_s(self, sums: Array) -> tuple[Array, Array]:
-        """Return seconds under each roof, shape (n_roofs, n_operators, n_points), and of kernel starts."""
-        n_roofs, n_operators, n_sums = self.roofs.shape
-        flat = self.roofs.reshape(n_roofs * n_operators, n_sums) @ sums  # one product of matrices, not a stack of them
-        return flat.reshape(n_roofs, n_operators, -1), self.starts @ sums
+
+def roofs_of(table: OperatorTable, rates: Rates) -> Array:
+    """Return seconds under each roof, all repeats, for one unit of each sum, shape (n_roofs, n_operators, n_sums)."""
+    work, repeats = table.coefficients, table.repeats[:, None]
+    traffic = work[WEIGHT] + work[ACTIVATION] + work[KV]
+    roofs = [
+        work[FLOPS] / rates.compute_flops_per_s[:, None] * repeats,
+        traffic / rates.memory_bytes_per_s[:, None] * repeats,
+    ]
+    if (table.peers > 1).any():
+        sending = work[LINK] / rates.link_bytes_per_s[:, None] + work[MESSAGES] * rates.latency_s[:, None]
+        roofs.append(sending * repeats)
+    return np.array(roofs)
+
+
+def under(roofs: Array, sums: Array) -> Array:
+    """Return seconds under each roof at every point, shape (n_roofs, n_operators, n_points)."""
+    n_roofs, n_operators, n_sums = roofs.shape
+    flat = roofs.reshape(n_roofs * n_operators, n_sums) @ sums  # one product of matrices, not a stack of them
+    return flat.reshape(n_roofs, n_operators, -1)
 
 
 def _highest(roofs: Array, sums: Array) -> Array:
@@ -146,26 +153,3 @@ def _by_sums(contested: Array) -> tuple[tuple[NDArray[np.intp], Array], ...]:
     for i, used in enumerate(uses):
         groups.setdefault(tuple(used.tolist()), []).append(i)
     return tuple((np.flatnonzero(used), contested[:, rows][:, :, np.array(used)]) for used, rows in groups.items())
-
-
-def priced(table: OperatorTable, hardware: HardwareProfile, engine: EngineProfile) -> PricedTable:
-    """Return a table with this device's rates, from the table's cache when it was made before."""
-    key = (id(hardware), id(engine))
-    return remember(table.cache, key, lambda: PricedTable.of(table, hardware, engine))
-
-
-def operator_s(operator: Operator, hardware: HardwareProfile, engine: EngineProfile) -> Quantity:
-    """Return the time of one operator, all repeats, straight from its columns [s].
-
-    The slow and plain form of `PricedTable`, used for what techniques add and as its oracle.
-    """
-    efficiency = engine.kind(operator.kind)
-    peak = hardware.peak_flops_per_s[hardware.precision(operator.bits)] * efficiency.compute_fraction
-    bandwidth = hardware.memory_bandwidth_bytes_per_s * efficiency.bandwidth_fraction
-    traffic = operator.weight_bytes + operator.activation_bytes + operator.kv_bytes
-    busy = np.maximum(operator.flops / peak, traffic / bandwidth)
-    rate, latency_s = _link(hardware, engine, operator.peers)
-    busy = np.maximum(busy, operator.link_bytes / rate + operator.messages * latency_s)
-    start = operator.launches * (efficiency.start_cycles / hardware.clock_hz)
-    total: Quantity = (busy + start) * operator.repeats
-    return total

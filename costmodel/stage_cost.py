@@ -171,10 +171,10 @@ def stage_cost(evaluator: Evaluator, stage: Stage, turn: Turn, time_s: float) ->
         return StageCost(0.0)
     points = evaluator.points(stage, turn)
     counts, runs = (np.array([float(number) for number in numbers]) for numbers in (points.counts, points.runs))
-    roofs, starts = evaluator.priced(stage).operators_s(points.sums)
-    highest = roofs.max(axis=0)
+    times = evaluator.priced(stage).operators_s(points.sums)
     weighted = points.sums @ runs
-    priced = Priced(table, weighted, roofs @ counts, highest @ counts, starts @ counts)
+    priced = Priced(table, weighted, times.roofs_s @ counts, times.busy_s @ counts, times.start_s @ counts)
+    operators_s = times.busy_s + times.start_s
     totals = table.totals @ weighted
     kind_s = np.bincount(table.kinds, weights=priced.busy_s + priced.start_s, minlength=N_KINDS)
     n_runs = float(counts[-1]) if stage == "decode" else 1.0
@@ -190,9 +190,9 @@ def stage_cost(evaluator: Evaluator, stage: Stage, turn: Turn, time_s: float) ->
         kv_bytes=float(totals[KV]),
         link_bytes=float(totals[LINK]),
         shares=_shares(priced, added, evaluator, time_s),
-        busy_s=float((highest + starts).sum(axis=0) @ runs) * evaluator.n_stages(stage) + sum(s for _, s in added),
+        busy_s=float(operators_s.sum(axis=0) @ runs) * evaluator.n_stages(stage) + sum(s for _, s in added),
         kind_s=tuple(kind_s.tolist()),
-        step_time_s=_step_times(evaluator, highest + starts) if stage == "decode" else (),
+        step_time_s=_step_times(evaluator, operators_s) if stage == "decode" else (),
         priced=priced,
     )
 

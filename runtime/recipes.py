@@ -28,6 +28,7 @@ from costmodel.efficiency import (
     moe_s,
     nccl_s,
 )
+from costmodel.efficiency.collective import switch_reduces
 from costmodel.hardware import HardwareProfile
 from runtime.routing import routing_of
 from runtime.tables import Samples
@@ -42,7 +43,6 @@ BITS: Final = {"bf16": 16, "fp16": 16, "fp8": 8}
 TWICE: Final = ("all_reduce", "custom_all_reduce", "send_recv")
 """Collectives that carry the message twice the share of the ring: of two ranks, that is all of it."""
 ALL_REDUCES: Final = ("all_reduce", "custom_all_reduce")
-SWITCH_REDUCES: Final = frozenset({"hopper"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +173,8 @@ def _nccl(samples: Samples, hardware: HardwareProfile, _: object) -> Predict:
 
 
 def _reduces(samples: Samples, hardware: HardwareProfile) -> bool:
-    on_switch = hardware.link(int(samples.work["ranks"].max())).topology == "switch"
-    return on_switch and hardware.generation in SWITCH_REDUCES and samples.variant in ALL_REDUCES
+    link = hardware.link(int(samples.work["ranks"].max()))
+    return switch_reduces(hardware, link) and samples.variant in ALL_REDUCES
 
 
 def _nccl_fixed(samples: Samples, hardware: HardwareProfile) -> Mapping[str, float]:

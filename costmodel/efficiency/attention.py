@@ -5,6 +5,7 @@ Thread blocks own a tile of queries of one head and walk over the keys that it r
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -20,10 +21,11 @@ from costmodel.efficiency.common import (
     cold_share,
     droop,
     soft_max,
-    waves,
 )
 
 KEY_TILE: Final = 64
+BYTES: Final = 2.0
+"""Of a query, a key, a value or an output at 16 bits."""
 WARM_SHARE: Final = 0.5
 """Share of the usable L2 within which a benchmark's inputs stay."""
 WARM_SHARPNESS: Final = 4.0
@@ -131,49 +133,178 @@ def attention_s(
         How the kernel library cuts the work.
     resident_share : float
         Share of the usable L2 in which a benchmark finds its inputs; 0 for a served model.
+    """
+    lengths, dims = np.asarray(queries, dtype=float), np.asarray(head_dim, dtype=float)
+    kernel = AttentionKernel.of(
+        heads=np.asarray(heads, dtype=float),
+        kv_heads=np.asarray(kv_heads, dtype=float),
+        pair_width=2 * dims,
+        key_bytes=2 * BYTES * dims,
+        causal=causal,
+        chip=chip,
+        curve=curve,
+        tiling=tiling,
+        resident_share=resident_share,
+    )
+    return kernel.time_s(Chunks(lengths, np.asarray(batch, dtype=float), lengths))
 
-    References
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunks:
+    """Sequences of which each brings new queries to keys that are there, its own included.
+
+    Parameters
     ----------
-    .. [1] T. Dao, "FlashAttention-2", ICLR 2024, section 3: tiles of queries, partition over thread blocks.
+    queries, sequences, keys : ndarray
+        New tokens a sequence, sequences, and keys a sequence; they broadcast.
     """
-    arrays = np.broadcast_arrays(queries, batch, heads, kv_heads, head_dim)
-    s, b, h, hk, d = (np.asarray(x, dtype=float)[..., None] for x in arrays)
-    tile = np.array(tiling.query_tiles, dtype=float)
-    group, owners = (h / hk, hk) if tiling.packed else (np.ones_like(h), h)
-    tiles = np.ceil(s * group / tile)
-    blocks = b * owners * tiles
-    walked = _walked(s, tiles, tile / group, causal=causal)
-    rounds = blocks / chip.core_count
-    q = curve.wave_quantisation
-    longest = np.ceil(s / KEY_TILE)
-    steps = (1 - q) * np.maximum(rounds * walked, longest) + q * np.maximum(np.ceil(rounds) * walked, longest)
-    per_step = 4 * tile * KEY_TILE * curve.cycles_a_value(d, tiling.pad)
-    compute = droop(steps * per_step * chip.core_count / chip.peak_flops_per_s, curve.droop_fraction)
-    feed_s_per_byte = curve.balance_flops_per_byte / chip.base_flops_per_s
-    wide = np.ceil(d / tiling.pad) * tiling.pad
-    stream = steps * KEY_TILE * wide * 4 * feed_s_per_byte * chip.core_count
-    traffic = 4 * b * s * d * (h + hk)
-    cold = cold_share(traffic, resident_share * WARM_SHARE * chip.usable_l2_bytes, WARM_SHARPNESS)
-    memory_s_per_byte = 1 / (curve.bandwidth_fraction * chip.bandwidth_bytes_per_s)
-    memory = traffic * np.maximum(cold * memory_s_per_byte, feed_s_per_byte)
-    starts = waves(blocks, chip.core_count, q) * curve.block_cycles / chip.clock_hz
-    best = (soft_max(curve.norm, compute, stream, memory) + starts).min(axis=-1)
-    serial: Array = traffic[..., 0] * curve.serial_passes * memory_s_per_byte
-    total_s: Array = curve.start_cycles / chip.clock_hz + best + serial
-    return total_s
+
+    queries: Array
+    sequences: Array
+    keys: Array
+
+    @staticmethod
+    def of(rows: Array, pairs: Array, keys: Array, *, causal: bool) -> Chunks:
+        """Return the equal sequences whose rows, query-key pairs and keys these are in sum.
+
+        A causal query sees all keys before its sequence's new ones and half of those; with n new tokens behind p old
+        ones, pairs are n (p + (n + 1) / 2) and keys p + n a sequence. Others see all keys.
+        """
+        rows = np.maximum(rows, 1.0)
+        reach = np.maximum(pairs / rows, 1.0)
+        if not causal:
+            new = np.minimum(rows * reach / np.maximum(keys, reach), rows)
+            return Chunks(new, rows / new, reach)
+        ratio = np.maximum(keys / rows, 1.0)
+        new = np.minimum(np.maximum((reach - 0.5) / (ratio - 0.5), 1.0), rows)
+        return Chunks(new, rows / new, ratio * new)
 
 
-def _walked(length: Array, tiles: Array, reach: Array, *, causal: bool) -> Array:
-    """Return the mean number of key tiles that a thread block walks over, in closed form.
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionKernel:
+    """Attention of one shape, or several, on a device, with all that does not depend on its sequences worked out.
 
-    Tile number i of a causal head reaches `i * reach` keys and the last one all; the sum of their rounded-up key tiles
-    over a period is that of the keys, plus half of what rounding adds.
+    Parameters
+    ----------
+    curve : AttentionCurve
+        Fitted parameters.
+    core_count : int
+        Of the device.
+    causal : bool
+        Whether a query sees only keys before it.
+    tile, reach : ndarray, shape (..., n_tiles)
+        Rows of a tile, and the queries of a sequence that it covers.
+    owners : ndarray, shape (..., 1)
+        Thread blocks that share the tiles of a sequence: one a head, or one a group where its heads are packed.
+    compute_s, stream_s : ndarray, shape (..., n_tiles)
+        Matrix work, and feed of the cores, of one step over a tile of keys on every core [s].
+    query_bytes, sequence_key_bytes : ndarray, shape (..., 1)
+        A query with its output, and a key with its value, of all heads [bytes].
+    memory_s_per_byte, feed_s_per_byte, resident_bytes, block_s, start_s : float
+        Of device memory, of the L2, what a benchmark keeps there, and starts of thread blocks and kernel.
     """
-    all_keys = np.ceil(length / KEY_TILE)
-    if not causal:
-        return np.broadcast_to(all_keys, tiles.shape)
+
+    curve: AttentionCurve
+    core_count: int
+    causal: bool
+    tile: Array
+    reach: Array
+    owners: Array
+    compute_s: Array
+    stream_s: Array
+    query_bytes: Array
+    sequence_key_bytes: Array
+    memory_s_per_byte: float
+    feed_s_per_byte: float
+    resident_bytes: float
+    block_s: float
+    start_s: float
+
+    @staticmethod
+    def of(
+        *,
+        heads: Array,
+        kv_heads: Array,
+        pair_width: Array,
+        key_bytes: Array,
+        causal: bool,
+        chip: Chip,
+        curve: AttentionCurve,
+        tiling: Tiling,
+        resident_share: float = 0.0,
+    ) -> AttentionKernel:
+        """Work out what depends on the shape alone.
+
+        Parameters
+        ----------
+        heads, kv_heads : ndarray
+            Heads of one device.
+        pair_width : ndarray
+            Widths of a query and of a value together.
+        key_bytes : ndarray
+            One key and its value [bytes].
+        causal, chip, curve, tiling, resident_share
+            As in `attention_s`.
+        """
+        h, hk, d, key = heads[..., None], kv_heads[..., None], pair_width[..., None] / 2, key_bytes[..., None]
+        tile = np.array(tiling.query_tiles, dtype=float)
+        group, owners = (h / hk, hk) if tiling.packed else (np.ones_like(h), h)
+        feed_s_per_byte = curve.balance_flops_per_byte / chip.base_flops_per_s
+        wide = np.ceil(d / tiling.pad) * tiling.pad
+        per_step = 4 * tile * KEY_TILE * curve.cycles_a_value(d, tiling.pad)
+        return AttentionKernel(
+            curve=curve,
+            core_count=chip.core_count,
+            causal=causal,
+            tile=tile,
+            reach=tile / group,
+            owners=owners,
+            compute_s=per_step * chip.core_count / chip.peak_flops_per_s,
+            stream_s=KEY_TILE * wide * 4 * feed_s_per_byte * chip.core_count,
+            query_bytes=2 * BYTES * d * h,
+            sequence_key_bytes=key * hk,
+            memory_s_per_byte=1 / (curve.bandwidth_fraction * chip.bandwidth_bytes_per_s),
+            feed_s_per_byte=feed_s_per_byte,
+            resident_bytes=resident_share * WARM_SHARE * chip.usable_l2_bytes,
+            block_s=curve.block_cycles / chip.clock_hz,
+            start_s=curve.start_cycles / chip.clock_hz,
+        )
+
+    def time_s(self, chunks: Chunks) -> Array:
+        """Return the time of attention of new tokens with all keys of their sequence [s].
+
+        References
+        ----------
+        .. [1] T. Dao, "FlashAttention-2", ICLR 2024, section 3: tiles of queries, partition over thread blocks.
+        """
+        s, b, seen = chunks.queries[..., None], chunks.sequences[..., None], chunks.keys[..., None]
+        q = self.curve.wave_quantisation
+        tiles = np.ceil(s / self.reach)
+        blocks = b * self.owners * tiles
+        longest = np.ceil(seen / KEY_TILE)
+        walked = _walked(s, tiles, self.reach, seen, longest) if self.causal else longest
+        rounds = blocks / self.core_count
+        whole = np.ceil(rounds)
+        steps = (1 - q) * np.maximum(rounds * walked, longest) + q * np.maximum(whole * walked, longest)
+        compute = droop(steps * self.compute_s, self.curve.droop_fraction)
+        traffic = b * (s * self.query_bytes + seen * self.sequence_key_bytes)
+        fed = np.maximum(
+            cold_share(traffic, self.resident_bytes, WARM_SHARPNESS) * self.memory_s_per_byte, self.feed_s_per_byte
+        )
+        starts = ((1 - q) * np.maximum(rounds, 1.0) + q * whole) * self.block_s
+        best = (soft_max(self.curve.norm, compute, steps * self.stream_s, traffic * fed) + starts).min(axis=-1)
+        total_s: Array = self.start_s + best + traffic[..., 0] * (self.curve.serial_passes * self.memory_s_per_byte)
+        return total_s
+
+
+def _walked(length: Array, tiles: Array, reach: Array, seen: Array, all_keys: Array) -> Array:
+    """Return the mean number of key tiles that a thread block walks over under a causal mask, in closed form.
+
+    Tile number i of a head reaches the keys before the sequence's new ones and `i * reach` of those, the last tile all;
+    the sum of their rounded-up key tiles over a period is that of the keys, plus half of what rounding adds.
+    """
     pitch = reach / KEY_TILE
     rounding = (1 - np.minimum(pitch, 1.0)) / 2
-    total = pitch * tiles * (tiles - 1) / 2 + rounding * (tiles - 1) + all_keys
-    result: Array = np.minimum(np.maximum(total / tiles, 1.0), all_keys)
+    total = (tiles - 1) * (pitch / 2 * tiles + rounding) + np.ceil(length / KEY_TILE)
+    result: Array = np.minimum(np.maximum(total / tiles + (seen - length) / KEY_TILE, 1.0), all_keys)
     return result

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from costmodel.base import Array, Quantity
 from costmodel.efficiency.common import Curve, NotNegative, Positive
+from costmodel.hardware import HardwareProfile, Link
+
+SWITCH_REDUCES: Final = frozenset({"hopper"})
+"""Generations whose switches add up by themselves (NVLink SHARP of the third NVSwitch)."""
 
 
 class NcclCurve(Curve):
@@ -57,6 +63,11 @@ class CustomCurve(Curve):
     step_s: Positive = 0.2e-6
     one_shot_fraction: Positive = 0.6
     two_shot_fraction: Positive = 0.6
+
+
+def switch_reduces(hardware: HardwareProfile, link: Link) -> bool:
+    """Return whether the switch between devices adds up all-reduces by itself."""
+    return link.topology == "switch" and hardware.generation in SWITCH_REDUCES
 
 
 def nccl_s(

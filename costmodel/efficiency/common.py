@@ -19,6 +19,8 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 AboveOne = Annotated[float, Field(ge=1)]
 
+SHORTEST_S: Final = 1e-30
+"""No time is shorter; keeps zero over zero away [s]."""
 DROOP_S: Final = 2e-3
 """Length of a kernel at which half of the power droop has set in [s]."""
 PARTITIONED: Final = frozenset({"ampere", "hopper"})
@@ -92,9 +94,13 @@ def waves(blocks: Quantity, core_count: int, quantisation: float) -> Array:
 
 def soft_max(norm: float, *terms: Quantity) -> Array:
     """Return the p-norm of times [s]: their maximum for a large norm, their sum for a norm of one."""
-    highest = np.maximum.reduce(np.broadcast_arrays(*terms))
-    scale = np.where(highest > 0, highest, 1.0)
-    total = sum(np.power(np.asarray(term) / scale, norm) for term in terms)
+    highest = np.asarray(terms[0], dtype=float)
+    for term in terms[1:]:
+        highest = np.maximum(highest, term)
+    scale = np.maximum(highest, SHORTEST_S)
+    total: Array = np.power(terms[0] / scale, norm)
+    for term in terms[1:]:
+        total = total + np.power(term / scale, norm)
     result: Array = highest * np.power(np.maximum(total, 1.0), 1 / norm)
     return result
 

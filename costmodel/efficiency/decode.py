@@ -98,24 +98,70 @@ def decode_attention_s(
     resident : bool
         Whether a benchmark repeats the step on one cache; False for a served model, whose layers' caches take turns.
 
+    Returns
+    -------
+    ndarray
+        See `step_attention_s`.
+
     References
     ----------
     .. [1] T. Dao et al., "Flash-Decoding for long-context inference", 2023: splits of the keys and their merge.
     """
-    arrays = np.broadcast_arrays(context, batch, heads, kv_heads, head_dim)
-    length, b, h, hk, d = (np.asarray(x, dtype=float)[..., None] for x in arrays)
+    dims = np.asarray(head_dim, dtype=float)
+    return step_attention_s(
+        context,
+        batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        pair_width=2 * dims,
+        key_bytes=2 * dims * kv_bytes_per_value,
+        chip=chip,
+        curve=curve,
+        resident=resident,
+    )
+
+
+def step_attention_s(
+    context: Quantity,
+    batch: Quantity,
+    *,
+    heads: Quantity,
+    kv_heads: Quantity,
+    pair_width: Quantity,
+    key_bytes: Quantity,
+    chip: Chip,
+    curve: DecodeCurve,
+    resident: bool = False,
+) -> Array:
+    """Return the time of one step of attention with a cache of any form [s].
+
+    Parameters
+    ----------
+    context, batch : float or ndarray
+        Keys a sequence, and sequences; they broadcast.
+    heads, kv_heads : float or ndarray
+        Heads of one device.
+    pair_width : float or ndarray
+        Widths of a query and of a value together.
+    key_bytes : float or ndarray
+        One key and its value in the cache, of one head [bytes].
+    chip, curve, resident
+        As in `decode_attention_s`.
+    """
+    arrays = np.broadcast_arrays(context, batch, heads, kv_heads, pair_width, key_bytes)
+    length, b, h, hk, pair, key = (np.asarray(x, dtype=float)[..., None] for x in arrays)
     keys = np.ceil(np.maximum(length / SPLITS, np.where(SPLITS > 1, LEAST_SLICE, 0.0))) + curve.ramp_tokens
     rounds = waves(b * hk * SPLITS, chip.core_count, curve.wave_quantisation)
     core_bytes_per_s = CORE_BYTES_PER_CYCLE * chip.clock_hz * curve.stream_fraction
-    stream = rounds * keys * 2 * d * kv_bytes_per_value / core_bytes_per_s
+    stream = rounds * keys * key / core_bytes_per_s
     padded = QUERY_TILE * np.ceil(h / hk / QUERY_TILE)
-    flops = rounds * keys * 4 * d * padded * chip.core_count
+    flops = rounds * keys * 2 * pair * padded * chip.core_count
     compute = flops / (curve.compute_fraction * chip.peak_flops_per_s)
-    traffic = b * length * hk * 2 * d * kv_bytes_per_value
+    traffic = b * length * hk * key
     cold = cold_share(traffic, resident * curve.warm_fraction * chip.usable_l2_bytes, WARM_SHARPNESS)
     memory = traffic * cold / (curve.bandwidth_fraction * chip.bandwidth_bytes_per_s)
     merge = curve.split_cycles / chip.clock_hz
-    merge = merge + PARTIAL_BYTES * b * h * d * SPLITS / (core_bytes_per_s * chip.core_count)
+    merge = merge + PARTIAL_BYTES * b * h * (pair / 2) * SPLITS / (core_bytes_per_s * chip.core_count)
     starts = rounds * curve.block_cycles / chip.clock_hz
     total = soft_max(curve.norm, stream, compute, memory) + starts + np.where(SPLITS > 1, merge, 0.0)
     best: Array = total.min(axis=-1)

@@ -101,6 +101,31 @@ class Routing:
         return Routing(rows, active, tiles)
 
     @staticmethod
+    def expected(
+        tokens: Quantity, *, top_k: int, experts: int, local_experts: float, replicas: int, load: float
+    ) -> Routing:
+        """Return what is expected of tokens that pick their experts at random, evenly.
+
+        Parameters
+        ----------
+        tokens : float or ndarray
+            Of one replica.
+        top_k, experts : int
+            Experts a token, and experts of the layer.
+        local_experts : float
+            Experts on the device.
+        replicas : int
+            Replicas whose tokens meet there.
+        load : float
+            Rows of the device over `tokens * top_k`.
+        """
+        tokens = np.asarray(tokens, dtype=float)
+        missed = (1 - top_k / experts) ** np.maximum(tokens * replicas, 1.0)
+        rows = np.maximum(tokens * (top_k * load), 1.0)
+        active = np.minimum(local_experts * (1 - missed), rows)
+        return Routing(rows, active, np.maximum(active[..., None], rows[..., None] / ROW_TILES + active[..., None] / 2))
+
+    @staticmethod
     def of(counts: Array) -> Routing:
         """Return the routing with these rows of each expert, shape (..., experts)."""
         tiles = np.ceil(counts[..., None] / ROW_TILES).sum(axis=-2)

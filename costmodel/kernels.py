@@ -1,0 +1,267 @@
+"""Which fitted curve gives the time of an operator: by device, kernel library, kind, precision and shape.
+
+An engine names, for each kind of operator, the libraries whose kernels it runs. A device whose chip was measured has a
+file of fitted curves a library; others get the curves that all measured devices share, with a wider band.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from costmodel.base import Array
+from costmodel.efficiency.attention import AttentionCurve
+from costmodel.efficiency.collective import CustomCurve, NcclCurve, custom_all_reduce_s, nccl_s, switch_reduces
+from costmodel.efficiency.common import Chip
+from costmodel.efficiency.decode import DecodeCurve
+from costmodel.efficiency.elementwise import ElementwiseCurve, elementwise_s
+from costmodel.efficiency.fitted import FittedCurve, FittedProfile, read_fitted
+from costmodel.efficiency.gemm import GemmCurve, gemm_s
+from costmodel.efficiency.moe import MoeCurve, Routing, moe_s
+from costmodel.engine import EngineProfile
+from costmodel.hardware import HardwareProfile, load_hardware
+from costmodel.memo import Cache, remember
+from costmodel.operators import Kind
+from costmodel.packaged import packaged_texts
+from costmodel.shapes import CollectiveShape, ExpertsShape, GemmShape, MoveShape, Shape
+from costmodel.units import BITS_PER_BYTE
+
+Times: TypeAlias = Callable[[Array], Array]
+"""Seconds of one call by the rows, or bytes, that go through it."""
+
+PRECISIONS: Final[Mapping[int, tuple[str, ...]]] = {16: ("bf16", "fp16"), 8: ("fp8",)}
+SHARED: Final = "shared"
+"""Stands for the device in the name of files whose curves were fitted to all measured devices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A fitted curve and where it is from.
+
+    Parameters
+    ----------
+    fitted : FittedCurve
+    library, device : str
+        Of the measurements; the device is `shared` where several were fitted together.
+    """
+
+    fitted: FittedCurve
+    library: str
+    device: str
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the device itself was never measured."""
+        return self.device == SHARED
+
+    @property
+    def name(self) -> str:
+        """Its name in tables."""
+        return f"{self.device}.{self.library} {self.fitted.kind}.{self.fitted.variant}"
+
+    def band(self, size: float) -> tuple[float, float]:
+        """Return the band of measured over predicted time, less one, at a size."""
+        *ranges, _ = self.fitted.sizes
+        for part in ranges:
+            if part.up_to is None or size <= part.up_to:
+                return part.low, part.high
+        return ranges[-1].low, ranges[-1].high
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kernels:
+    """The fitted curves that an engine runs on a device.
+
+    Parameters
+    ----------
+    hardware : HardwareProfile
+    engine : EngineProfile
+    cache : dict
+        Curves that were looked for, and what was tabulated from them.
+    """
+
+    hardware: HardwareProfile
+    engine: EngineProfile
+    cache: Cache = field(default_factory=dict)
+
+    def find(self, kind: Kind, shape: Shape | None, bits: int) -> Kernel | None:
+        """Return the curve of an operator, None where no file has one."""
+        libraries = self.engine.kernels.get(kind.label, ())
+        if shape is None or not libraries:
+            return None
+        variants = wanted(kind, shape, bits)
+        found: tuple[Kernel | None] = remember(
+            self.cache, (kind, variants), lambda: (_find(self.hardware, libraries, kind.label, variants),)
+        )
+        return found[0]
+
+    def chip(self, bits: int) -> Chip:
+        """Return the device as curves see it."""
+        chip: Chip = remember(self.cache, ("chip", bits), lambda: Chip.of(self.hardware, bits))
+        return chip
+
+
+def wanted(kind: Kind, shape: Shape, bits: int) -> tuple[str, ...]:
+    """Return the variants of curves that describe an operator, as the beginnings of their names, the best first."""
+    if isinstance(shape, GemmShape):
+        return PRECISIONS.get(bits, ())
+    if isinstance(shape, ExpertsShape):
+        return tuple(f"{precision}." for precision in PRECISIONS.get(bits, ()))
+    if isinstance(shape, MoveShape):
+        return (shape.operator,)
+    if isinstance(shape, CollectiveShape):
+        return ("custom_all_reduce", "all_reduce") if shape.algorithm == "all_reduce" else (shape.algorithm,)
+    if kind == Kind.DECODE_ATTENTION:
+        return ("gqa.",) if shape.heads > shape.kv_heads else ("mha.", "gqa.")
+    return ("",)
+
+
+@functools.cache
+def fitted_texts() -> Mapping[str, str]:
+    """Return the text of every fitted file by `<device>.<library>`."""
+    return packaged_texts("hardware_profiles", "fitted", suffix=".toml")
+
+
+@functools.cache
+def load_fitted(name: str) -> FittedProfile:
+    """Return a fitted file by `<device>.<library>`."""
+    return read_fitted(fitted_texts()[name], name)
+
+
+@functools.cache
+def _measured_chips() -> tuple[tuple[str, HardwareProfile], ...]:
+    """Return the devices that have fitted files, with their profiles."""
+    names = {name.partition(".")[0] for name in fitted_texts()} - {SHARED}
+    return tuple((name, load_hardware(name)) for name in sorted(names))
+
+
+def measured_as(hardware: HardwareProfile) -> str:
+    """Return the device whose measurements describe this one's chip: itself, or one with the same cores; else `shared`.
+
+    Constants are shares of a device's own rates, so a sibling with other memory, or a what-if, keeps them.
+    """
+    base = hardware.name.partition(":")[0]
+    chips = _measured_chips()
+    if any(name == base for name, _ in chips):
+        return base
+    key = (hardware.generation, hardware.core_count, hardware.clock_hz)
+    same = (name for name, one in chips if (one.generation, one.core_count, one.clock_hz) == key)
+    return next(same, SHARED)
+
+
+def _find(hardware: HardwareProfile, libraries: Sequence[str], kind: str, variants: Sequence[str]) -> Kernel | None:
+    own = measured_as(hardware)
+    for device in dict.fromkeys((own, SHARED)):
+        for entry in libraries:
+            library, _, suffix = entry.partition(".")
+            if f"{device}.{library}" not in fitted_texts():
+                continue
+            curves = load_fitted(f"{device}.{library}").curves
+            for fitted in _matching(curves, kind, variants, suffix):
+                return Kernel(fitted, library, device)
+    return None
+
+
+def _matching(curves: Sequence[FittedCurve], kind: str, variants: Sequence[str], suffix: str) -> Iterator[FittedCurve]:
+    for variant in variants:
+        for curve in curves:
+            if curve.kind == kind and curve.variant.startswith(variant) and curve.variant.endswith(suffix):
+                yield curve
+
+
+def times_of(kernel: Kernel, shape: Shape, bits: int, peers: int, kernels: Kernels) -> Times:
+    """Return the time of one call by what goes through it.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        The curve.
+    shape : GemmShape, ExpertsShape, MoveShape or CollectiveShape
+        What runs.
+    bits, peers : int
+        Width of the product, and devices that exchange messages.
+    kernels : Kernels
+        The device.
+
+    Returns
+    -------
+    callable
+        Of rows (products and experts) or of bytes (moves and exchanges); non-decreasing.
+    """
+    curve, chip = kernel.fitted.curve(), kernels.chip(bits)
+    if isinstance(shape, GemmShape):
+        assert isinstance(curve, GemmCurve)  # noqa: S101 - the file was checked when it was read
+        each = bits / BITS_PER_BYTE
+        return lambda x: gemm_s(x, d_in=shape.d_in, d_out=shape.d_out, chip=chip, curve=curve, bytes_per_value=each)
+    if isinstance(shape, ExpertsShape):
+        assert isinstance(curve, MoeCurve)  # noqa: S101
+        return _experts(shape, curve, chip, bits)
+    if isinstance(shape, MoveShape):
+        assert isinstance(curve, ElementwiseCurve)  # noqa: S101
+        return lambda x: elementwise_s(x, chip=chip, curve=curve)
+    assert isinstance(shape, CollectiveShape)  # noqa: S101 - attention has curves of several arguments
+    return _collective(kernel, shape, peers, kernels.hardware)
+
+
+def _experts(shape: ExpertsShape, curve: MoeCurve, chip: Chip, bits: int) -> Times:
+    def seconds(tokens: Array) -> Array:
+        routing = Routing.expected(
+            tokens,
+            top_k=shape.top_k,
+            experts=shape.experts,
+            local_experts=shape.local_experts,
+            replicas=shape.replicas,
+            load=shape.load,
+        )
+        return moe_s(
+            routing,
+            hidden=shape.width,
+            inter=shape.hidden,
+            local_experts=shape.local_experts,
+            matrices=shape.matrices,
+            chip=chip,
+            curve=curve,
+            bytes_per_value=bits / BITS_PER_BYTE,
+        )
+
+    return seconds
+
+
+def _collective(kernel: Kernel, shape: CollectiveShape, peers: int, hardware: HardwareProfile) -> Times:
+    link, curve = hardware.link(peers), kernel.fitted.curve()
+    rate, rounds = link.rate_bytes_per_s(peers), 2.0 if shape.algorithm in ("all_reduce", "send_recv") else 1.0
+    ranks = 2 if shape.algorithm == "send_recv" else peers
+    reduces = shape.algorithm == "all_reduce" and switch_reduces(hardware, link)
+
+    def ring(message_bytes: Array, own: NcclCurve) -> Array:
+        return nccl_s(
+            message_bytes, ranks=ranks, rounds=rounds, link_bytes_per_s=rate, curve=own, switch_reduces=reduces
+        )
+
+    if isinstance(curve, CustomCurve):
+        behind = NcclCurve.model_validate(dict(kernel.fitted.ring))
+        most = 2 if link.topology == "host" else link.devices
+        return lambda x: custom_all_reduce_s(
+            x, ranks=peers, link_bytes_per_s=rate, curve=curve, ring_s=ring(x, behind), most_ranks=most
+        )
+    assert isinstance(curve, NcclCurve)  # noqa: S101
+    return lambda x: ring(x, curve)
+
+
+def start_s(kernel: Kernel, shape: Shape, times: Times | None, kernels: Kernels) -> float:
+    """Return what one call takes beyond its work: the start of kernels, or the latency of an exchange [s]."""
+    curve = kernel.fitted.curve()
+    if isinstance(shape, CollectiveShape):
+        assert times is not None  # noqa: S101
+        return float(times(np.zeros(1))[0])
+    assert isinstance(curve, GemmCurve | MoeCurve | ElementwiseCurve | AttentionCurve | DecodeCurve)  # noqa: S101
+    experts = (
+        shape.local_experts * curve.expert_cycles
+        if isinstance(curve, MoeCurve) and isinstance(shape, ExpertsShape)
+        else 0.0
+    )
+    return (curve.start_cycles + experts) / kernels.hardware.clock_hz
