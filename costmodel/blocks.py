@@ -81,6 +81,30 @@ class Widths:
         return int(self.activation_bits)
 
 
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How an engine runs what models leave open.
+
+    Parameters
+    ----------
+    expands_latents : bool
+        Whether a decode step of latent attention expands every cached latent, as `transformers` does, instead of
+        absorbing the expansion into the query; of a recurrence, whether what `transformers` executes is counted.
+    concatenates_cache : bool
+        Whether a decode step copies the cache to append to it.
+    repeats_heads : bool
+        Whether keys and values are copied for every query head before attention.
+    """
+
+    expands_latents: bool = False
+    concatenates_cache: bool = False
+    repeats_heads: bool = False
+
+
+FUSED = Execution()
+"""What modern engines do."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
     """What a run of layers has to do.

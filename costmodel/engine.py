@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from costmodel.base import Array, Frozen, FrozenMap
+from costmodel.blocks import Execution
 from costmodel.errors import one_line, unknown
 from costmodel.operators import Kind
 from costmodel.packaged import packaged_texts
 from costmodel.sources import Source, SourceKind, by_source_kind, require_sources
 from costmodel.units import UNBOUNDED
 
+LAUNCHED_STAGES: Final = ("encode", "prefill", "decode")
 Share = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -87,6 +89,15 @@ class EngineProfile(Frozen):
         Tokens of the smallest piece of cache that is allocated.
     step_host_s, request_host_s : float
         Time of the host that a decode step, and a prefill, waits for [s].
+    layer_host_s : mapping
+        By stage (encode, prefill, decode), the time in which the host issues the kernels of one layer [s]: a pass is
+        not faster, unless it is replayed as a graph, as stages that are not named are.
+    host_low, host_high : float or None
+        Band of these times, as in `KindEfficiency`.
+    concatenates_cache : bool
+        Whether a step writes the whole cache anew to append a token, instead of filling pages.
+    repeats_heads : bool
+        Whether keys and values are copied for every query head before attention.
     memory_fraction : float
         Share of the device memory that the engine may use.
     reserve_bytes : float
@@ -117,6 +128,11 @@ class EngineProfile(Frozen):
     kv_block_tokens: Annotated[float, Field(ge=1)] = 1.0
     step_host_s: NotNegative = 0.0
     request_host_s: NotNegative = 0.0
+    layer_host_s: FrozenMap[NotNegative] = Field(default_factory=dict, validate_default=True)
+    host_low: Annotated[float, Field(le=0, gt=-1)] | None = None
+    host_high: NotNegative | None = None
+    concatenates_cache: bool = False
+    repeats_heads: bool = False
     memory_fraction: Share = 1.0
     reserve_bytes: NotNegative = 0.0
     compute_power_fraction: Share
@@ -134,6 +150,9 @@ class EngineProfile(Frozen):
             foreign = sorted(set(held) - known)
             if foreign:
                 raise ValueError(f"{name}.{foreign[0]} is no kind of operator; known: {', '.join(sorted(known))}")
+        strange = sorted(set(self.layer_host_s) - set(LAUNCHED_STAGES))
+        if strange:
+            raise ValueError(f"layer_host_s.{strange[0]} is no stage with layers; known: {', '.join(LAUNCHED_STAGES)}")
         require_sources(self.numbers(), self.sources)
         return self
 
@@ -143,6 +162,7 @@ class EngineProfile(Frozen):
             value = getattr(self, key)
             if isinstance(value, int | float) and not isinstance(value, bool) and key != "schema_version":
                 yield key
+        yield from (f"layer_host_s.{stage}" for stage in self.layer_host_s)
         for kind, efficiency in self.efficiency.items():
             yield from (f"efficiency.{kind}.{key}" for key in efficiency.model_fields_set)
         yield from (f"preprocessing.{key}" for key in self.preprocessing.model_fields_set)
@@ -151,6 +171,11 @@ class EngineProfile(Frozen):
     def provenance(self) -> Mapping[SourceKind, tuple[str, ...]]:
         """The keys of all numbers by how sure they are."""
         return by_source_kind(self.numbers(), self.sources)
+
+    @functools.cached_property
+    def execution(self) -> Execution:
+        """How it runs what models leave open."""
+        return Execution(self.executes_everything, self.concatenates_cache, self.repeats_heads)
 
     @functools.cached_property
     def by_kind(self) -> Array:

@@ -8,14 +8,14 @@ from typing import Final, Literal
 
 import numpy as np
 
-from costmodel.base import Quantity
+from costmodel.base import Array, Quantity
 from costmodel.hardware import HardwareProfile
 from costmodel.kernels import Kernels
 from costmodel.memo import remember
 from costmodel.operators import Operator, OperatorTable
 from costmodel.priced import PricedTable, operator_s, priced
 from costmodel.query import Query, Stage, Turn
-from costmodel.stages import Structure
+from costmodel.stages import PASSES, Structure
 from costmodel.sums import Points, adapt_points, decode_points, decode_steps, encode_points, prefill_points
 from costmodel.units import PIXEL_BYTES
 
@@ -100,10 +100,20 @@ class Evaluator:
         busy = operator.flops / ridge, traffic / self.hardware.memory_bandwidth_bytes_per_s
         return "compute" if busy[0] > busy[1] else "memory"
 
+    def host_floor_s(self, stage: Stage, points: Points) -> Array | None:
+        """Return the time in which the host issues the kernels of every point; None where graphs are replayed [s]."""
+        layer_s = self.query.engine.layer_host_s.get(stage)
+        if not layer_s:
+            return None
+        floor: Array = points.sums[PASSES] * (layer_s * self.structure.n_layers(stage))
+        return floor
+
     def _point_times(self, stage: Stage, turn: Turn) -> list[Quantity]:
         """Return the time of every point of a stage, of a sweep as arrays [s]."""
         points = self.points(stage, turn)
-        times = self.priced(stage).total_s(points.sums)
+        times, floor = self.priced(stage).total_s(points.sums), self.host_floor_s(stage, points)
+        if floor is not None:
+            times = np.maximum(times, floor)
         return list(times.reshape(len(points.counts), -1)) if self.is_sweep else times.tolist()
 
     def _stage_s(self, stage: Stage, turn: Turn) -> Quantity:

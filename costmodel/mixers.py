@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from costmodel.base import Quantity
-from costmodel.blocks import Run, Work, elementwise, gemm, kv_bytes_each
+from costmodel.blocks import FUSED, Execution, Run, Work, elementwise, gemm, kv_bytes_each
 from costmodel.layers import AttentionSpec, CrossAttentionSpec, LatentAttentionSpec, MixerSpec
 from costmodel.operators import Kind, Operator
 from costmodel.recurrent import STATE_BITS, RecurrentSpec
@@ -175,7 +175,14 @@ def cross_keys(prefix: str, keys: Quantity, spec: CrossAttentionSpec, *, width: 
 
 
 def attend(
-    prefix: str, work: Work, spec: MixerSpec, *, kind: Kind, run: Run, eager: bool = False, expands: bool = False
+    prefix: str,
+    work: Work,
+    spec: MixerSpec,
+    *,
+    kind: Kind,
+    run: Run,
+    eager: bool = False,
+    execution: Execution = FUSED,
 ) -> list[Operator]:
     """Return the attention of a layer.
 
@@ -183,42 +190,59 @@ def attend(
     ----------
     eager : bool
         Whether it keeps its score matrix in memory.
-    expands : bool
-        Whether a decode step of latent attention expands every cached latent, as `transformers` does, instead of
-        absorbing the expansion into the query; of a recurrence, whether to count what `transformers` executes.
+    execution : Execution
+        How the engine runs latents, recurrences and caches.
     """
     tp = run.widths.tp
     if isinstance(spec, RecurrentSpec):
-        return _recur(prefix, work, spec, kind=kind, run=run, executed=expands)
+        return _recur(prefix, work, spec, kind=kind, run=run, executed=execution.expands_latents)
     if isinstance(spec, TracedMixerSpec):
         return _attend_traced(prefix, work, spec, kind=kind, run=run)
     if isinstance(spec, LatentAttentionSpec):
-        return _attend_latent(prefix, work, spec, kind=kind, run=run, expands=expands)
+        return _attend_latent(prefix, work, spec, kind=kind, run=run, execution=execution)
     q_width = spec.q_width / tp
     cached = cached_width_on_device(spec, tp)
     on = HeadWidths(spec.heads / tp, cached / (2 * spec.head_dim), q_width, q_width, cached)
+    operators = []
+    if execution.concatenates_cache and kind == Kind.DECODE_ATTENTION:
+        operators.append(copied(f"{prefix}.concatenate_cache", work.keys, read=cached, written=cached, run=run))
+    if execution.repeats_heads and on.heads > on.kv_heads:
+        wide = 2 * q_width
+        operators.append(copied(f"{prefix}.repeat_heads", work.keys, read=cached, written=wide, run=run))
+        on = HeadWidths(on.heads, on.heads, q_width, q_width, wide)
     causal = isinstance(spec, AttentionSpec) and spec.causal
-    operators = [attention(f"{prefix}.attention", work, on, kind=kind, run=run, causal=causal)]
+    operators.append(attention(f"{prefix}.attention", work, on, kind=kind, run=run, causal=causal))
     if eager:
         operators.append(score_matrix(f"{prefix}.scores", work, heads=spec.heads / tp, run=run))
     return operators
 
 
+def copied(name: str, keys: Quantity, *, read: float, written: float, run: Run) -> Operator:
+    """Return a copy of cached keys and values, `read` numbers a key read and `written` written [bytes]."""
+    traffic = keys * ((read + written) * kv_bytes_each(run.widths.kv_bits))
+    return Operator(
+        name, Kind.ELEMENTWISE, run.repeats, kv_bytes=traffic, launches=2 * run.passes, shape=MoveShape("add")
+    )
+
+
 def _attend_latent(
-    prefix: str, work: Work, spec: LatentAttentionSpec, *, kind: Kind, run: Run, expands: bool
+    prefix: str, work: Work, spec: LatentAttentionSpec, *, kind: Kind, run: Run, execution: Execution
 ) -> list[Operator]:
     heads, name, cached = spec.heads / run.widths.tp, f"{prefix}.attention", float(spec.cached_width)
     qk_width, v_width = heads * (spec.nope_dim + spec.rope_dim), heads * spec.value_dim
     if kind != Kind.DECODE_ATTENTION:  # expanded keys and values are read like cached ones
         on = HeadWidths(heads, heads, qk_width, v_width, qk_width + v_width)
         return [attention(name, work, on, kind=kind, run=run)]
-    if not expands:
+    copies = []
+    if execution.concatenates_cache:
+        copies = [copied(f"{prefix}.concatenate_cache", work.keys, read=cached, written=cached, run=run)]
+    if not execution.expands_latents:
         on = HeadWidths(heads, 1.0, heads * cached, heads * spec.kv_rank, cached)
-        return [attention(name, work, on, kind=kind, run=run)]
+        return [*copies, attention(name, work, on, kind=kind, run=run)]
     old = work.keys - work.rows  # the new token's latent is expanded with the projections
     up = gemm(f"{prefix}.expand_cache", old, d_in=spec.kv_rank, d_out=spec.expanded_width / run.widths.tp, run=run)
     on = HeadWidths(heads, 1.0, qk_width, v_width, cached)
-    return [up, attention(name, work, on, kind=kind, run=run)]
+    return [*copies, up, attention(name, work, on, kind=kind, run=run)]
 
 
 def _recurrent_projections(prefix: str, work: Work, spec: RecurrentSpec, *, width: int, run: Run) -> list[Operator]:

@@ -9,11 +9,14 @@ from typing import Literal
 
 import numpy as np
 
+from costmodel.bands import operator_bands
 from costmodel.base import Array
 from costmodel.evaluate import Evaluator, pixel_copy_bytes
 from costmodel.operators import ACTIVATION, FLOPS, KV, LINK, WEIGHT, Kind, Operator, OperatorTable
+from costmodel.priced import OperatorTimes
 from costmodel.query import Stage, Turn
 from costmodel.roofline import ROOFS
+from costmodel.sums import Points
 
 Bound = Literal["compute", "memory", "link", "start", "host", "none"]
 N_KINDS = len(Kind)
@@ -105,6 +108,10 @@ class StageCost:
         Share of its time by what binds it, the largest first.
     kind_s : tuple of float
         Its time by kind of operator [s].
+    below_s, above_s : tuple of float
+        How far errors of each kind, and last of the host, may move it to either side [s].
+    below_s, above_s : tuple of float
+        How far errors of each kind may move that to either side [s]; empty where the engine states none.
     busy_s : float
         Its time if no two pipeline stages worked at once: what one stage of devices is busy for, stages added [s].
     step_time_s : tuple of float
@@ -121,6 +128,8 @@ class StageCost:
     link_bytes: float = 0.0
     shares: tuple[tuple[Bound, float], ...] = (("none", 1.0),)
     kind_s: tuple[float, ...] = (0.0,) * N_KINDS
+    below_s: tuple[float, ...] = (0.0,) * N_KINDS
+    above_s: tuple[float, ...] = (0.0,) * N_KINDS
     busy_s: float = 0.0
     step_time_s: tuple[float, ...] = ()
     priced: Priced | None = None
@@ -154,8 +163,9 @@ def host_stage(evaluator: Evaluator, turn: Turn, time_s: float) -> StageCost:
     """Return preprocessing as a stage: the host binds it, its traffic is the copy of the pixels."""
     if not time_s:
         return StageCost(0.0)
-    copied = float(pixel_copy_bytes(evaluator.query, turn))
-    return StageCost(time_s, activation_bytes=copied, shares=(("host", 1.0),))
+    copied, cost = float(pixel_copy_bytes(evaluator.query, turn)), evaluator.query.engine.preprocessing
+    below_s, above_s = ((0.0,) * N_KINDS + (time_s * (side or 0.0),) for side in (cost.low, cost.high))
+    return StageCost(time_s, activation_bytes=copied, shares=(("host", 1.0),), below_s=below_s, above_s=above_s)
 
 
 def stage_cost(evaluator: Evaluator, stage: Stage, turn: Turn, time_s: float) -> StageCost:
@@ -182,6 +192,7 @@ def stage_cost(evaluator: Evaluator, stage: Stage, turn: Turn, time_s: float) ->
     for operator, seconds in added:
         totals += np.array(operator.columns, dtype=float) * (operator.repeats * n_runs)
         kind_s[operator.kind] += seconds
+    below_s, above_s = _spread(evaluator, stage, points, times, added=[(o.kind, s) for o, s in added], total_s=time_s)
     return StageCost(
         time_s=time_s,
         flops=float(totals[FLOPS]),
@@ -192,9 +203,40 @@ def stage_cost(evaluator: Evaluator, stage: Stage, turn: Turn, time_s: float) ->
         shares=_shares(priced, added, evaluator, time_s),
         busy_s=float(operators_s.sum(axis=0) @ runs) * evaluator.n_stages(stage) + sum(s for _, s in added),
         kind_s=tuple(kind_s.tolist()),
-        step_time_s=_step_times(evaluator, operators_s) if stage == "decode" else (),
+        below_s=below_s,
+        above_s=above_s,
+        step_time_s=_step_times(evaluator, points, operators_s) if stage == "decode" else (),
         priced=priced,
     )
+
+
+def _spread(
+    evaluator: Evaluator,
+    stage: Stage,
+    points: Points,
+    times: OperatorTimes,
+    *,
+    added: Sequence[tuple[Kind, float]],
+    total_s: float,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return how far errors of every kind, and last of the host, may move a stage to either side [s].
+
+    Where the host issues kernels more slowly than the device runs them, the device's errors move nothing.
+    """
+    engine, priced = evaluator.query.engine, evaluator.priced(stage)
+    counts = np.array([float(count) for count in points.counts])
+    operators_s, floor = times.busy_s + times.start_s, evaluator.host_floor_s(stage, points)
+    device_s = operators_s.sum(axis=0)
+    waits = counts if floor is None else counts * (floor <= device_s)
+    flat = np.bincount([kind for kind, _ in added], weights=[s for _, s in added], minlength=N_KINDS)
+    host_s = max(total_s - float(device_s @ waits) - float(flat.sum()), 0.0)
+    sides = []
+    bands = operator_bands(priced.found, priced.table.kinds.tolist(), times.sizes, engine)
+    for band, host, name in zip(bands, (engine.host_low, engine.host_high), ("low", "high"), strict=True):
+        moved = np.bincount(priced.table.kinds, weights=(operators_s * band) @ waits, minlength=N_KINDS)
+        stated = [getattr(engine.kind(kind), name) or 0.0 for kind in Kind]
+        sides.append((*(moved + flat * stated).tolist(), host_s * (host or 0.0)))
+    return sides[0], sides[1]
 
 
 def _shares(
@@ -213,7 +255,9 @@ def _shares(
     return tuple((bound, seconds / total_s) for bound, seconds in ranked if seconds > least) or (("none", 1.0),)
 
 
-def _step_times(evaluator: Evaluator, operators_s: Array) -> tuple[float, ...]:
+def _step_times(evaluator: Evaluator, points: Points, operators_s: Array) -> tuple[float, ...]:
     """Return the first, the middle and the last step [s]."""
     host_s = float(evaluator.overhead_s("decode")) + evaluator.query.engine.step_host_s
-    return tuple((operators_s.sum(axis=0)[:3] + host_s).tolist())
+    floor = evaluator.host_floor_s("decode", points)
+    steps_s = operators_s.sum(axis=0) if floor is None else np.maximum(operators_s.sum(axis=0), floor)
+    return tuple((steps_s[:3] + host_s).tolist())

@@ -16,7 +16,7 @@ import numpy as np
 from costmodel import equations
 from costmodel.adapting import adapter_operators
 from costmodel.base import Quantity
-from costmodel.blocks import Run, Widths, Work, all_gather, all_reduce, elementwise, gemm, send
+from costmodel.blocks import FUSED, Execution, Run, Widths, Work, all_gather, all_reduce, elementwise, gemm, send
 from costmodel.deployment import Parallelism, Precision
 from costmodel.errors import Unsupported
 from costmodel.ffns import layer
@@ -28,6 +28,8 @@ from costmodel.operators import Kind, Operator, OperatorTable
 from costmodel.query import KVEntry, Query, Segment, Stage
 
 DEVICE_STAGES: Final[tuple[Stage, ...]] = ("encode", "adapt", "prefill", "decode")
+PASSES: Final = 0
+"""Where forward passes stand among the sums."""
 FULL_BITS = 16
 """Width of what is not quantised with the linear layers: vision tower, adapter, embedding, head."""
 
@@ -83,8 +85,8 @@ class Structure:
     model : ModelSpec
     pricing : str
         Of the engine: operators or equations.
-    expands_latents : bool
-        Of the engine: whether decode expands cached latents instead of absorbing the expansion.
+    execution : Execution
+        Of the engine: how it runs what models leave open.
     encoder, decoder, kv : tuple
         Segments and cache entries, equal ones put together.
     precision, parallelism
@@ -95,7 +97,7 @@ class Structure:
 
     model: ModelSpec
     pricing: str
-    expands_latents: bool
+    execution: Execution
     encoder: tuple[Segment, ...]
     decoder: tuple[Segment, ...]
     kv: tuple[KVEntry, ...]
@@ -109,15 +111,15 @@ class Structure:
         away = [entry.placement for entry in query.kv if entry.placement != "gpu"]
         if away:
             raise Unsupported(f"KVEntry.placement={away[0]!r} is not priced yet; keep the cache on the gpu")
-        pricing, expands = query.engine.pricing, query.engine.executes_everything
-        key = (query.encoder, query.decoder, query.kv, query.precision, query.parallelism, pricing, expands)
+        pricing, execution = query.engine.pricing, query.engine.execution
+        key = (query.encoder, query.decoder, query.kv, query.precision, query.parallelism, pricing, execution)
         return remember(
             query.model.cache,
             key,
             lambda: Structure(
                 query.model,
                 pricing,
-                expands,
+                execution,
                 grouped(query.encoder),
                 grouped(query.decoder),
                 grouped(query.kv),
@@ -151,6 +153,11 @@ class Structure:
         full = max(FULL_BITS, self.precision.weight_bits)
         return Widths(full, full, full, self.parallelism.tp)
 
+    def n_layers(self, stage: Stage) -> int:
+        """Return how many layers one pass of a stage runs."""
+        parts: tuple[Segment, ...] = {"encode": self.encoder, "adapt": ()}.get(stage, self.decoder)
+        return sum(part.n_layers for part in parts)
+
     def n_works(self, stage: Stage) -> int:
         """Return how many segments or cache entries a stage has."""
         return {"encode": len(self.encoder), "adapt": 1, "prefill": len(self.decoder), "decode": len(self.kv)}[stage]
@@ -167,7 +174,7 @@ class Structure:
         )
         layers = tuple(part.structure for part in parts)
         cached = tuple(entry.structure for entry in self.kv) if stage == "decode" else ()
-        return stage, self.pricing, self.expands_latents, self.precision, self.parallelism, layers, cached
+        return stage, self.pricing, self.execution, self.precision, self.parallelism, layers, cached
 
 
 Part = TypeVar("Part", Segment, KVEntry)
@@ -199,17 +206,19 @@ def encode(structure: Structure, sums: Sums) -> list[Operator]:
         operators.append(elementwise("encode.positions", sums.rows, numbers=3 * vision.width, run=once))
     labels = _labels(structure.encoder, "encode")
     for label, segment, work in zip(labels, structure.encoder, sums.works, strict=True):
-        operators += _layers(label, segment, work, Kind.ENCODER_ATTENTION, widths, expands=False)
+        operators += _layers(label, segment, work, Kind.ENCODER_ATTENTION, widths=widths, execution=FUSED)
     return operators
 
 
-def _layers(label: str, segment: Segment, work: Work, kind: Kind, widths: Widths, *, expands: bool) -> list[Operator]:
+def _layers(
+    label: str, segment: Segment, work: Work, kind: Kind, *, widths: Widths, execution: Execution
+) -> list[Operator]:
     run, spec = Run(work.passes, widths, segment.n_layers), segment.layer
     eager = segment.implementation == "eager"
     operators = layer(label, work, spec, run=run, caches=kind != Kind.ENCODER_ATTENTION)
     if isinstance(spec.mixer, CrossAttentionSpec):
         operators += cross_keys(label, work.keys, spec.mixer, width=spec.width, run=run)
-    return operators + attend(label, work, spec.mixer, kind=kind, run=run, eager=eager, expands=expands)
+    return operators + attend(label, work, spec.mixer, kind=kind, run=run, eager=eager, execution=execution)
 
 
 def adapt(structure: Structure, sums: Sums) -> list[Operator]:
@@ -226,7 +235,7 @@ def prefill(structure: Structure, sums: Sums) -> list[Operator]:
     operators = _ends(structure, sums, "prefill")
     labels, kind, widths = _labels(structure.decoder, "prefill"), Kind.PREFILL_ATTENTION, structure.linear_widths
     for label, segment, work in zip(labels, structure.decoder, sums.works, strict=True):
-        operators += _layers(label, segment, work, kind, widths, expands=structure.expands_latents)
+        operators += _layers(label, segment, work, kind, widths=widths, execution=structure.execution)
     return operators
 
 
@@ -244,8 +253,8 @@ def decode(structure: Structure, sums: Sums) -> list[Operator]:
     for i, (entry, work) in enumerate(zip(structure.kv, sums.works, strict=True)):
         label = "decode" if len(structure.kv) == 1 else f"decode.cache{i}"
         run = Run(sums.passes, replace(widths, kv_bits=entry.bits), entry.n_layers)
-        expands = structure.expands_latents
-        operators += attend(label, work, entry.mixer, kind=Kind.DECODE_ATTENTION, run=run, expands=expands)
+        execution = structure.execution
+        operators += attend(label, work, entry.mixer, kind=Kind.DECODE_ATTENTION, run=run, execution=execution)
     return operators
 
 
