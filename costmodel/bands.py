@@ -13,7 +13,7 @@ import numpy as np
 
 from costmodel.base import Array
 from costmodel.engine import EngineProfile
-from costmodel.kernels import Kernel
+from costmodel.kernels import PLAIN, Kernel
 from costmodel.operators import Kind
 
 
@@ -35,11 +35,12 @@ def operator_bands(
     """
     low, high = np.zeros(sizes.shape), np.zeros(sizes.shape)
     for i, (kernel, kind) in enumerate(zip(found, kinds, strict=True)):
-        if kernel is None:
-            stated = engine.kind(Kind(kind))
-            low[i], high[i] = stated.low or 0.0, stated.high or 0.0
-        else:
+        if kernel is not None:
             low[i], high[i] = zip(*(kernel.band(size) for size in sizes[i].tolist()), strict=True)
+        if kernel is None or kind in PLAIN:  # no product that widens its weights was fitted
+            stated = engine.kind(Kind(kind))
+            np.minimum(low[i], stated.low or 0.0, out=low[i])
+            np.maximum(high[i], stated.high or 0.0, out=high[i])
     return low, high
 
 

@@ -174,17 +174,18 @@ def gemm(name: str, rows: Quantity, *, d_in: float, d_out: float, run: Run) -> O
     .. [1] S. Williams, A. Waterman, D. Patterson, "Roofline", Commun. ACM 52(4), 2009.
     """
     widths = run.widths
+    each = weight_bytes_each(widths.weight_bits)
     return Operator(
         name,
         Kind.DEQUANT_GEMM if widths.dequantises else Kind.GEMM,
         run.repeats,
         flops=rows * (2.0 * d_in * d_out),
-        weight_bytes=run.passes * (d_in * d_out * weight_bytes_each(widths.weight_bits)),
+        weight_bytes=run.passes * (d_in * d_out * each),
         activation_bytes=rows * (d_in * widths.input_bytes + d_out * widths.state_bytes),
         launches=run.passes,
         bits=widths.math_bits,
         rows=rows,
-        shape=GemmShape(d_in, d_out),
+        shape=GemmShape(d_in, d_out, each),
     )
 
 
@@ -193,14 +194,15 @@ def elementwise(name: str, rows: Quantity, *, numbers: float, run: Run, operator
 
     `operator` says what it resembles most: norm, activation, rope, add or embedding.
     """
-    traffic = rows * (numbers * run.widths.state_bytes)
+    row_bytes = numbers * run.widths.state_bytes
     return Operator(
         name,
         Kind.ELEMENTWISE,
         run.repeats,
-        activation_bytes=traffic,
+        activation_bytes=rows * row_bytes,
         launches=run.passes,
-        shape=MoveShape(operator),
+        rows=rows,
+        shape=MoveShape(operator, row_bytes),
     )
 
 
@@ -216,19 +218,19 @@ def all_reduce(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operat
     ----------
     .. [1] P. Patarasuk, X. Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", JPDC 2009.
     """
-    return _collective(name, rows * numbers, "all_reduce", rounds=2.0, run=run)
+    return _collective(name, rows, "all_reduce", numbers=numbers, rounds=2.0, run=run)
 
 
 def all_gather(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operator:
     """Return an all-gather of `numbers` values a row, of which each device holds its share: half an all-reduce."""
-    return _collective(name, rows * numbers, "all_gather", rounds=1.0, run=run)
+    return _collective(name, rows, "all_gather", numbers=numbers, rounds=1.0, run=run)
 
 
-def _collective(name: str, numbers: Quantity, algorithm: str, *, rounds: float, run: Run) -> Operator:
+def _collective(name: str, rows: Quantity, algorithm: str, *, numbers: float, rounds: float, run: Run) -> Operator:
     n_devices = run.widths.tp
-    shape = CollectiveShape(algorithm, rounds * (n_devices - 1) / n_devices)
-    link_bytes = numbers * (run.widths.state_bytes * shape.sent)
-    return _exchange(name, link_bytes, run.passes, shape, peers=n_devices, run=run)
+    shape = CollectiveShape(algorithm, numbers * run.widths.state_bytes)
+    sent = shape.row_bytes * rounds * (n_devices - 1) / n_devices
+    return _exchange(name, rows, shape, sent=sent, peers=n_devices, run=run)
 
 
 def all_to_all(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operator:
@@ -240,28 +242,26 @@ def all_to_all(name: str, rows: Quantity, *, numbers: float, run: Run) -> Operat
         Of its share of a replica's rows, a device sends all but what stays [bytes].
     """
     n_devices = run.widths.ep
-    shape = CollectiveShape("alltoall", (n_devices - 1) / n_devices)
-    link_bytes = rows * (numbers / run.widths.tp * run.widths.state_bytes * shape.sent)
-    return _exchange(name, link_bytes, run.passes, shape, peers=n_devices, run=run)
+    shape = CollectiveShape("alltoall", numbers / run.widths.tp * run.widths.state_bytes)
+    sent = shape.row_bytes * (n_devices - 1) / n_devices
+    return _exchange(name, rows, shape, sent=sent, peers=n_devices, run=run)
 
 
 def send(name: str, rows: Quantity, *, numbers: float, n_hops: int, run: Run) -> Operator:
     """Return the passing on of `numbers` values a row between pipeline stages, one hop after another [bytes]."""
-    shape = CollectiveShape("send_recv", float(n_hops))
-    link_bytes = rows * (numbers * run.widths.state_bytes * n_hops / run.widths.tp)
-    return _exchange(name, link_bytes, run.passes * n_hops, shape, peers=run.widths.tp * (n_hops + 1), run=run)
+    shape = CollectiveShape("send_recv", numbers * run.widths.state_bytes / run.widths.tp, hops=n_hops)
+    return _exchange(name, rows, shape, sent=shape.row_bytes * n_hops, peers=run.widths.tp * (n_hops + 1), run=run)
 
 
-def _exchange(
-    name: str, link_bytes: Quantity, messages: Quantity, shape: CollectiveShape, *, peers: int, run: Run
-) -> Operator:
+def _exchange(name: str, rows: Quantity, shape: CollectiveShape, *, sent: float, peers: int, run: Run) -> Operator:
     return Operator(
         name,
         Kind.COLLECTIVE,
         run.repeats,
-        link_bytes=link_bytes,
-        messages=messages,
+        link_bytes=rows * sent,
+        messages=run.passes * shape.hops,
         launches=run.passes,
         peers=peers,
+        rows=rows,
         shape=shape,
     )

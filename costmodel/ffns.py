@@ -15,8 +15,6 @@ from costmodel.traces import TracedFfnSpec
 
 MATRICES: Final = 3
 """Matrices of a gated expert."""
-PRODUCTS: Final = 2
-"""Grouped products that they take: up and gate in one, down."""
 
 
 def dense(prefix: str, rows: Quantity, *, hidden: float, gated: bool, width: int, run: Run) -> list[Operator]:
@@ -52,6 +50,7 @@ def routed_experts(name: str, work: Work, spec: MoeSpec, *, width: int, run: Run
     widths = run.widths
     hidden = spec.hidden / (widths.tp if widths.ep == 1 else 1)
     load, local = routed_share(widths), spec.experts / widths.ep
+    each = weight_bytes_each(widths.weight_bits)
     rows = work.rows * (spec.top_k * load)
     products = (width + hidden) * widths.input_bytes + (2 * hidden + width) * widths.state_bytes
     return Operator(
@@ -59,13 +58,21 @@ def routed_experts(name: str, work: Work, spec: MoeSpec, *, width: int, run: Run
         grouped_kind(widths),
         run.repeats,
         flops=rows * (MATRICES * 2.0 * width * hidden),
-        weight_bytes=work.touched * (local * MATRICES * width * hidden * weight_bytes_each(widths.weight_bits)),
+        weight_bytes=work.touched * (local * MATRICES * width * hidden * each),
         activation_bytes=rows * (products + MATRICES * hidden * widths.state_bytes),
-        launches=PRODUCTS * run.passes,
+        launches=run.passes,
         bits=widths.math_bits,
         rows=work.rows,
         shape=ExpertsShape(
-            width, hidden, spec.experts, spec.top_k, local, MATRICES, replicas=widths.expert_replicas, load=load
+            width=width,
+            hidden=hidden,
+            experts=spec.experts,
+            top_k=spec.top_k,
+            local_experts=local,
+            matrices=MATRICES,
+            replicas=widths.expert_replicas,
+            load=load,
+            weight_bytes=each,
         ),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -30,10 +30,13 @@ from costmodel.packaged import packaged_texts
 from costmodel.shapes import CollectiveShape, ExpertsShape, GemmShape, MoveShape, Shape
 from costmodel.units import BITS_PER_BYTE
 
+Product = TypeVar("Product", GemmCurve, MoeCurve)
 Times: TypeAlias = Callable[[Array], Array]
-"""Seconds of one call by the rows, or bytes, that go through it."""
+"""Seconds of one call by the rows that go through it."""
 
 PRECISIONS: Final[Mapping[int, tuple[str, ...]]] = {16: ("bf16", "fp16"), 8: ("fp8",)}
+PLAIN: Final[Mapping[Kind, Kind]] = {Kind.DEQUANT_GEMM: Kind.GEMM, Kind.DEQUANT_MOE_GEMM: Kind.MOE_GEMM}
+"""Products that widen their weights have the curve of the plain ones, lowered by what the engine states for both."""
 SHARED: Final = "shared"
 """Stands for the device in the name of files whose curves were fitted to all measured devices."""
 
@@ -93,9 +96,9 @@ class Kernels:
         libraries = self.engine.kernels.get(kind.label, ())
         if shape is None or not libraries:
             return None
-        variants = wanted(kind, shape, bits)
+        variants, curve_kind = wanted(kind, shape, bits), PLAIN.get(kind, kind).label
         found: tuple[Kernel | None] = remember(
-            self.cache, (kind, variants), lambda: (_find(self.hardware, libraries, kind.label, variants),)
+            self.cache, (kind, variants), lambda: (_find(self.hardware, libraries, curve_kind, variants),)
         )
         return found[0]
 
@@ -121,7 +124,7 @@ def wanted(kind: Kind, shape: Shape, bits: int) -> tuple[str, ...]:
 
 
 @functools.cache
-def fitted_texts() -> Mapping[str, str]:
+def load_fitted_texts() -> Mapping[str, str]:
     """Return the text of every fitted file by `<device>.<library>`."""
     return packaged_texts("hardware_profiles", "fitted", suffix=".toml")
 
@@ -129,13 +132,13 @@ def fitted_texts() -> Mapping[str, str]:
 @functools.cache
 def load_fitted(name: str) -> FittedProfile:
     """Return a fitted file by `<device>.<library>`."""
-    return read_fitted(fitted_texts()[name], name)
+    return read_fitted(load_fitted_texts()[name], name)
 
 
 @functools.cache
-def _measured_chips() -> tuple[tuple[str, HardwareProfile], ...]:
+def _load_measured_chips() -> tuple[tuple[str, HardwareProfile], ...]:
     """Return the devices that have fitted files, with their profiles."""
-    names = {name.partition(".")[0] for name in fitted_texts()} - {SHARED}
+    names = {name.partition(".")[0] for name in load_fitted_texts()} - {SHARED}
     return tuple((name, load_hardware(name)) for name in sorted(names))
 
 
@@ -145,7 +148,7 @@ def measured_as(hardware: HardwareProfile) -> str:
     Constants are shares of a device's own rates, so a sibling with other memory, or a what-if, keeps them.
     """
     base = hardware.name.partition(":")[0]
-    chips = _measured_chips()
+    chips = _load_measured_chips()
     if any(name == base for name, _ in chips):
         return base
     key = (hardware.generation, hardware.core_count, hardware.clock_hz)
@@ -158,7 +161,7 @@ def _find(hardware: HardwareProfile, libraries: Sequence[str], kind: str, varian
     for device in dict.fromkeys((own, SHARED)):
         for entry in libraries:
             library, _, suffix = entry.partition(".")
-            if f"{device}.{library}" not in fitted_texts():
+            if f"{device}.{library}" not in load_fitted_texts():
                 continue
             curves = load_fitted(f"{device}.{library}").curves
             for fitted in _matching(curves, kind, variants, suffix):
@@ -173,13 +176,14 @@ def _matching(curves: Sequence[FittedCurve], kind: str, variants: Sequence[str],
                 yield curve
 
 
-def times_of(kernel: Kernel, shape: Shape, bits: int, peers: int, kernels: Kernels) -> Times:
-    """Return the time of one call by what goes through it.
+def times_of(kernel: Kernel, kind: Kind, shape: Shape, *, bits: int, peers: int, kernels: Kernels) -> Times:
+    """Return the time of one call by the rows that go through it.
 
     Parameters
     ----------
     kernel : Kernel
         The curve.
+    kind : Kind
     shape : GemmShape, ExpertsShape, MoveShape or CollectiveShape
         What runs.
     bits, peers : int
@@ -190,21 +194,43 @@ def times_of(kernel: Kernel, shape: Shape, bits: int, peers: int, kernels: Kerne
     Returns
     -------
     callable
-        Of rows (products and experts) or of bytes (moves and exchanges); non-decreasing.
+        Of rows; non-decreasing.
     """
     curve, chip = kernel.fitted.curve(), kernels.chip(bits)
     if isinstance(shape, GemmShape):
         assert isinstance(curve, GemmCurve)  # noqa: S101 - the file was checked when it was read
+        own = widening(curve, kind, kernels.engine)
         each = bits / BITS_PER_BYTE
-        return lambda x: gemm_s(x, d_in=shape.d_in, d_out=shape.d_out, chip=chip, curve=curve, bytes_per_value=each)
+        return lambda x: gemm_s(
+            x,
+            d_in=shape.d_in,
+            d_out=shape.d_out,
+            chip=chip,
+            curve=own,
+            bytes_per_value=each,
+            weight_bytes=shape.weight_bytes,
+        )
     if isinstance(shape, ExpertsShape):
         assert isinstance(curve, MoeCurve)  # noqa: S101
-        return _experts(shape, curve, chip, bits)
+        return _experts(shape, widening(curve, kind, kernels.engine), chip, bits)
     if isinstance(shape, MoveShape):
         assert isinstance(curve, ElementwiseCurve)  # noqa: S101
-        return lambda x: elementwise_s(x, chip=chip, curve=curve)
+        return lambda x: elementwise_s(x * shape.row_bytes, chip=chip, curve=curve)
     assert isinstance(shape, CollectiveShape)  # noqa: S101 - attention has curves of several arguments
     return _collective(kernel, shape, peers, kernels.hardware)
+
+
+def widening(curve: Product, kind: Kind, engine: EngineProfile) -> Product:
+    """Return the curve of products that widen their weights: the plain one's shares as far lower as the engine says."""
+    if kind not in PLAIN:
+        return curve
+    own, plain = engine.kind(kind), engine.kind(PLAIN[kind])
+    return curve.model_copy(
+        update={
+            "compute_fraction": curve.compute_fraction * own.compute_fraction / plain.compute_fraction,
+            "bandwidth_fraction": curve.bandwidth_fraction * own.bandwidth_fraction / plain.bandwidth_fraction,
+        }
+    )
 
 
 def _experts(shape: ExpertsShape, curve: MoeCurve, chip: Chip, bits: int) -> Times:
@@ -226,6 +252,7 @@ def _experts(shape: ExpertsShape, curve: MoeCurve, chip: Chip, bits: int) -> Tim
             chip=chip,
             curve=curve,
             bytes_per_value=bits / BITS_PER_BYTE,
+            weight_bytes=shape.weight_bytes,
         )
 
     return seconds
@@ -245,11 +272,16 @@ def _collective(kernel: Kernel, shape: CollectiveShape, peers: int, hardware: Ha
     if isinstance(curve, CustomCurve):
         behind = NcclCurve.model_validate(dict(kernel.fitted.ring))
         most = 2 if link.topology == "host" else link.devices
-        return lambda x: custom_all_reduce_s(
-            x, ranks=peers, link_bytes_per_s=rate, curve=curve, ring_s=ring(x, behind), most_ranks=most
-        )
+
+        def joined(rows: Array) -> Array:
+            message = rows * shape.row_bytes
+            return custom_all_reduce_s(
+                message, ranks=peers, link_bytes_per_s=rate, curve=curve, ring_s=ring(message, behind), most_ranks=most
+            )
+
+        return joined
     assert isinstance(curve, NcclCurve)  # noqa: S101
-    return lambda x: ring(x, curve)
+    return lambda x: shape.hops * ring(x * shape.row_bytes, curve)
 
 
 def start_s(kernel: Kernel, shape: Shape, times: Times | None, kernels: Kernels) -> float:

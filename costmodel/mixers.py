@@ -94,22 +94,31 @@ def attention(name: str, work: Work, on: HeadWidths, *, kind: Kind, run: Run, ca
 
 def score_matrix(name: str, work: Work, *, heads: float, run: Run) -> Operator:
     """Return the traffic of a score matrix kept in memory: written, read and written by softmax, read again [bytes]."""
-    traffic = work.pairs * (4 * heads * run.widths.state_bytes)
-    launches, shape = 2 * run.passes, MoveShape("add")
-    return Operator(name, Kind.ELEMENTWISE, run.repeats, activation_bytes=traffic, launches=launches, shape=shape)
-
-
-def cache_write(name: str, rows: Quantity, *, rotated: float, cached: float, run: Run) -> Operator:
-    """Return the rotation of `rotated` numbers a row and the write of `cached` ones into the cache [bytes]."""
-    widths = run.widths
+    pair_bytes = 4 * heads * run.widths.state_bytes
     return Operator(
         name,
         Kind.ELEMENTWISE,
         run.repeats,
-        activation_bytes=rows * ((2 * rotated + cached / 2) * widths.state_bytes),
-        kv_bytes=rows * (cached * kv_bytes_each(widths.kv_bits)),
+        activation_bytes=work.pairs * pair_bytes,
+        launches=2 * run.passes,
+        rows=work.pairs,
+        shape=MoveShape("add", pair_bytes),
+    )
+
+
+def cache_write(name: str, rows: Quantity, *, rotated: float, cached: float, run: Run) -> Operator:
+    """Return the rotation of `rotated` numbers a row and the write of `cached` ones into the cache [bytes]."""
+    moved = (2 * rotated + cached / 2) * run.widths.state_bytes
+    kept = cached * kv_bytes_each(run.widths.kv_bits)
+    return Operator(
+        name,
+        Kind.ELEMENTWISE,
+        run.repeats,
+        activation_bytes=rows * moved,
+        kv_bytes=rows * kept,
         launches=run.passes,
-        shape=MoveShape("rope"),
+        rows=rows,
+        shape=MoveShape("rope", moved + kept),
     )
 
 
@@ -219,9 +228,15 @@ def attend(
 
 def copied(name: str, keys: Quantity, *, read: float, written: float, run: Run) -> Operator:
     """Return a copy of cached keys and values, `read` numbers a key read and `written` written [bytes]."""
-    traffic = keys * ((read + written) * kv_bytes_each(run.widths.kv_bits))
+    key_bytes = (read + written) * kv_bytes_each(run.widths.kv_bits)
     return Operator(
-        name, Kind.ELEMENTWISE, run.repeats, kv_bytes=traffic, launches=2 * run.passes, shape=MoveShape("add")
+        name,
+        Kind.ELEMENTWISE,
+        run.repeats,
+        kv_bytes=keys * key_bytes,
+        launches=2 * run.passes,
+        rows=keys,
+        shape=MoveShape("add", key_bytes),
     )
 
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from costmodel.base import Array, Quantity
 from costmodel.chunked import ChunkPart, chunk_parts
-from costmodel.kernels import Kernel, Kernels
+from costmodel.kernels import PLAIN, Kernel, Kernels
 from costmodel.memo import Cache, remember
 from costmodel.operators import COLUMNS, DRIVERS, Kind, Operator, OperatorTable
 from costmodel.roofline import DATASHEET, Rates, Roofs, roofs_of, under
 from costmodel.tabulated import DecodeTable, Groups, decode_tables, groups_of
 
-BY_ROWS: Final = frozenset({Kind.GEMM, Kind.MOE_GEMM, Kind.ELEMENTWISE, Kind.COLLECTIVE})
+BY_ROWS: Final = frozenset({Kind.GEMM, Kind.MOE_GEMM, Kind.ELEMENTWISE, Kind.COLLECTIVE, *PLAIN})
 OVER_SEQUENCES: Final = frozenset({Kind.PREFILL_ATTENTION, Kind.ENCODER_ATTENTION})
 
 

@@ -14,10 +14,13 @@ class GemmShape:
     ----------
     d_in, d_out : float
         Shape of the weight.
+    weight_bytes : float
+        One weight, its share of scales included [bytes].
     """
 
     d_in: float
     d_out: float
+    weight_bytes: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class ExpertsShape:
         Replicas whose tokens meet at these experts.
     load : float
         Rows of this device over tokens of one replica times `top_k`: its share, and how uneven the shares are.
+    weight_bytes : float
+        One weight, its share of scales included [bytes].
     """
 
     width: float
@@ -48,6 +53,7 @@ class ExpertsShape:
     matrices: int
     replicas: int
     load: float
+    weight_bytes: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +87,15 @@ class CollectiveShape:
     ----------
     algorithm : str
         all_reduce, all_gather, alltoall or send_recv.
-    sent : float
-        Bytes that one device sends, over those of its buffer.
+    row_bytes : float
+        Buffer of one device for one row [bytes].
+    hops : int
+        How often it happens, one after another.
     """
 
     algorithm: str
-    sent: float
+    row_bytes: float
+    hops: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +106,12 @@ class MoveShape:
     ----------
     operator : str
         What it is: norm, activation, rope, add or embedding.
+    row_bytes : float
+        Read and written for one row [bytes].
     """
 
     operator: str
+    row_bytes: float
 
 
 Shape: TypeAlias = GemmShape | ExpertsShape | AttentionShape | CollectiveShape | MoveShape

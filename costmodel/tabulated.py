@@ -18,16 +18,15 @@ from costmodel.base import Array
 from costmodel.efficiency.decode import DecodeCurve, step_attention_s
 from costmodel.kernels import Kernel, Kernels, start_s, times_of
 from costmodel.memo import remember
-from costmodel.operators import ACTIVATION, KEYS, KV, LAUNCHES, LINK, ROWS, WEIGHT, OperatorTable
-from costmodel.shapes import AttentionShape, CollectiveShape, MoveShape
+from costmodel.operators import KEYS, LAUNCHES, ROWS, Kind, OperatorTable
+from costmodel.shapes import AttentionShape
 from costmodel.units import TINY
 
 Rows = NDArray[np.intp]
-DIGITS: Final = 12
 
 
 def _rows_grid() -> Array:
-    """Return the numbers of rows (or bytes) at which curves are worked out.
+    """Return the numbers of rows at which curves are worked out.
 
     A tile is filled at a multiple of its rows and a new one starts right after it: both sides of every step.
     """
@@ -64,7 +63,7 @@ class Group:
     starts : ndarray, shape (n_operators,)
         The part of one call that is no work.
     scales : ndarray, shape (n_operators,)
-        Rows or bytes of each operator over the driver.
+        By which errors are kept apart, over rows: one, or the bytes of a row.
     """
 
     rows: Rows
@@ -116,59 +115,41 @@ class Groups:
 
 
 def groups_of(table: OperatorTable, found: Sequence[tuple[int, Kernel]], kernels: Kernels) -> Groups:
-    """Return the operators whose time depends on one number, those of the same number together."""
-    together: dict[Hashable, list[tuple[int, Kernel, float, float]]] = {}
-    vectors: dict[Hashable, tuple[Array, Array]] = {}
+    """Return the operators whose time depends on their rows alone, those of the same rows together."""
+    together: dict[Hashable, list[tuple[int, Kernel]]] = {}
     for i, kernel in found:
-        driver, calls, n_calls = _driver(table, i)
-        scale = float(driver.max()) or 1.0
-        key = (tuple(np.round(driver / scale, DIGITS)), tuple(np.round(calls, DIGITS)))
-        vectors.setdefault(key, (driver / scale, calls))
-        together.setdefault(key, []).append((i, kernel, scale, n_calls))
-    return Groups.of([_group(table, members, *vectors[key], kernels) for key, members in together.items()])
+        key = (table.drivers[ROWS, i].tobytes(), table.coefficients[LAUNCHES, i].tobytes())
+        together.setdefault(key, []).append((i, kernel))
+    return Groups.of([_group(table, members, kernels) for members in together.values()])
 
 
-def _driver(table: OperatorTable, i: int) -> tuple[Array, Array, float]:
-    """Return what goes through an operator, the passes it is called in, and its calls a pass."""
-    work, shape = table.coefficients[:, i], table.shapes[i]
-    launches = work[LAUNCHES]
-    each = float(launches.max()) or 1.0
-    if isinstance(shape, MoveShape):
-        return (work[WEIGHT] + work[ACTIVATION] + work[KV]) / each, launches / each, each
-    if isinstance(shape, CollectiveShape):
-        hops = shape.sent if shape.algorithm == "send_recv" else 1.0
-        return work[LINK] / (shape.sent or 1.0), launches / each, hops
-    return table.drivers[ROWS, i], launches / each, 1.0
+def _group(table: OperatorTable, members: Sequence[tuple[int, Kernel]], kernels: Kernels) -> Group:
+    first = members[0][0]
+    curves = [_curve(table, i, kernel, kernels) for i, kernel in members]
+    rows = np.array([i for i, _ in members], dtype=np.intp)
+    repeats = table.repeats[rows]
+    seconds = np.array([once for once, _ in curves]) * repeats[:, None]
+    return Group(
+        rows=rows,
+        driver=table.drivers[ROWS, first],
+        calls=table.coefficients[LAUNCHES, first],
+        table=seconds,
+        total=seconds.sum(axis=0),
+        starts=np.array([start for _, start in curves]) * repeats,
+        scales=np.array([getattr(table.shapes[i], "row_bytes", 1.0) for i in rows]),
+    )
 
 
-def _group(
-    table: OperatorTable,
-    members: Sequence[tuple[int, Kernel, float, float]],
-    driver: Array,
-    calls: Array,
-    kernels: Kernels,
-) -> Group:
-    seconds, starts, scales = [], [], []
-    for i, kernel, scale, n_calls in members:
-        once, start = _curve(table, i, kernel, scale, kernels)
-        repeats = float(table.repeats[i]) * n_calls
-        seconds.append(once * repeats)
-        starts.append(start * repeats)
-        scales.append(scale)
-    rows, stacked = np.array([i for i, *_ in members], dtype=np.intp), np.array(seconds)
-    return Group(rows, driver, calls, stacked, stacked.sum(axis=0), np.array(starts), np.array(scales))
-
-
-def _curve(table: OperatorTable, i: int, kernel: Kernel, scale: float, kernels: Kernels) -> tuple[Array, float]:
+def _curve(table: OperatorTable, i: int, kernel: Kernel, kernels: Kernels) -> tuple[Array, float]:
     """Return an operator's curve on the grid, and the start of one call, from the cache if it is there [s]."""
-    shape, bits, peers = table.shapes[i], int(table.bits[i]), int(table.peers[i])
+    kind, shape, bits, peers = Kind(int(table.kinds[i])), table.shapes[i], int(table.bits[i]), int(table.peers[i])
     assert shape is not None  # noqa: S101 - only operators with a shape have a curve
 
     def work_out() -> tuple[Array, float]:
-        times = times_of(kernel, shape, bits, peers, kernels)
-        return times(ROWS_GRID * scale), start_s(kernel, shape, times, kernels)
+        times = times_of(kernel, kind, shape, bits=bits, peers=peers, kernels=kernels)
+        return times(ROWS_GRID), start_s(kernel, shape, times, kernels)
 
-    return remember(kernels.cache, (kernel.name, shape, bits, peers, scale), work_out)
+    return remember(kernels.cache, (kernel.name, kind, shape, bits, peers), work_out)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

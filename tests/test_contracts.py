@@ -57,7 +57,8 @@ def numeric_keys(values, path=""):
             yield from numeric_keys(value, f"{path}{key}.")
         elif isinstance(value, list):
             for part in value:
-                yield from numeric_keys(part, f"{path}{key}.")
+                if isinstance(part, dict):
+                    yield from numeric_keys(part, f"{path}{key}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield path, key
 

@@ -80,6 +80,7 @@ def gemm_s(
     chip: Chip,
     curve: GemmCurve,
     bytes_per_value: float = 2.0,
+    weight_bytes: float | None = None,
     output_bytes: float = 2.0,
     resident_share: float = 0.0,
 ) -> Array:
@@ -96,6 +97,8 @@ def gemm_s(
         Fitted parameters.
     bytes_per_value, output_bytes : float
         Width of operands and of the output [bytes].
+    weight_bytes : float, optional
+        Width of one weight where it is another [bytes].
     resident_share : float
         Share of the L2 that a benchmark finds filled with its own operands; 0 for a served model, whose weights never
         stay.
@@ -113,8 +116,9 @@ def gemm_s(
     flops = busy * (depth + curve.ramp_elements) * 2 * tile_m * tile_n
     compute = droop(flops / (curve.compute_fraction * chip.peak_flops_per_s), curve.droop_fraction)
     feed_s_per_byte = curve.balance_flops_per_byte / chip.base_flops_per_s
-    stream = busy * (tile_m + tile_n) * depth * bytes_per_value * feed_s_per_byte
-    traffic = (m * k + k * n) * bytes_per_value + m * n * output_bytes
+    each = bytes_per_value if weight_bytes is None else weight_bytes
+    stream = busy * (tile_m * bytes_per_value + tile_n * each) * depth * feed_s_per_byte
+    traffic = m * k * bytes_per_value + k * n * each + m * n * output_bytes
     cold = cold_share(traffic, resident_share * chip.l2_bytes, RESIDENCY_SHARPNESS)
     memory = traffic * cold / (curve.bandwidth_fraction * chip.bandwidth_bytes_per_s)
     adding = curve.split_cycles / chip.clock_hz + PARTIAL_BYTES * SPLITS * m * n * feed_s_per_byte

@@ -142,6 +142,7 @@ def moe_s(
     chip: Chip,
     curve: MoeCurve,
     bytes_per_value: float = 2.0,
+    weight_bytes: float | None = None,
     resident: bool = False,
 ) -> Array:
     """Return the time of the experts of one device [s].
@@ -162,13 +163,16 @@ def moe_s(
         Fitted parameters.
     bytes_per_value : float
         Width of weights and rows [bytes].
+    weight_bytes : float, optional
+        Width of one weight where it is another [bytes].
     resident : bool
         Whether a benchmark repeats the products on the same weights; False for a served model.
     """
     hidden, inter, local_experts, matrices = (
         np.asarray(x, dtype=float) for x in (hidden, inter, local_experts, matrices)
     )
-    weights = routing.active * matrices * hidden * inter * bytes_per_value
+    each = bytes_per_value if weight_bytes is None else weight_bytes
+    weights = routing.active * matrices * hidden * inter * each
     cold = cold_share(weights, resident * curve.warm_fraction * chip.l2_bytes, WARM_SHARPNESS)
     memory_s_per_byte = 1 / (curve.bandwidth_fraction * chip.bandwidth_bytes_per_s)
     first = (matrices - 1) * inter
@@ -177,7 +181,7 @@ def moe_s(
     total = np.zeros(())
     for columns, depth, part in products:
         busy, stream = _tiles_s(
-            routing.tiles, columns=columns, depth=depth, chip=chip, curve=curve, bytes_per_value=bytes_per_value
+            routing.tiles, columns=columns, depth=depth, chip=chip, curve=curve, widths=(bytes_per_value, each)
         )
         memory = (weights * cold * part * memory_s_per_byte)[..., None, None]
         total = total + soft_max(curve.norm, busy, stream, memory)
@@ -188,7 +192,7 @@ def moe_s(
 
 
 def _tiles_s(
-    row_tiles: Array, *, columns: Array, depth: Array, chip: Chip, curve: MoeCurve, bytes_per_value: float
+    row_tiles: Array, *, columns: Array, depth: Array, chip: Chip, curve: MoeCurve, widths: tuple[float, float]
 ) -> tuple[Array, Array]:
     """Return the time of the matrix units and of the feed for every tile, shape (..., row tiles, column tiles) [s]."""
     tile_m, tile_n = ROW_TILES[:, None], COLUMN_TILES
@@ -196,5 +200,6 @@ def _tiles_s(
     blocks = row_tiles[..., None] * np.ceil(wide / tile_n)
     busy = waves(blocks, chip.core_count, curve.wave_quantisation) * chip.core_count
     flops = busy * (deep + curve.ramp_elements) * 2 * tile_m * tile_n
-    stream = busy * (tile_m + tile_n) * deep * bytes_per_value * curve.balance_flops_per_byte / chip.base_flops_per_s
+    carried = tile_m * widths[0] + tile_n * widths[1]
+    stream = busy * carried * deep * curve.balance_flops_per_byte / chip.base_flops_per_s
     return flops / (curve.compute_fraction * chip.peak_flops_per_s), stream
