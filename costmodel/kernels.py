@@ -6,8 +6,9 @@ file of fitted curves a library; others get the curves that all measured devices
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias, TypeVar
 
@@ -22,6 +23,7 @@ from costmodel.efficiency.elementwise import ElementwiseCurve, elementwise_s
 from costmodel.efficiency.fitted import FittedCurve, FittedProfile, read_fitted
 from costmodel.efficiency.gemm import GemmCurve, gemm_s
 from costmodel.efficiency.moe import MoeCurve, Routing, moe_s
+from costmodel.efficiency.transfer import band_power, shared_variant
 from costmodel.engine import EngineProfile
 from costmodel.hardware import HardwareProfile, load_hardware
 from costmodel.memo import Cache, remember
@@ -50,11 +52,14 @@ class Kernel:
     fitted : FittedCurve
     library, device : str
         Of the measurements; the device is `shared` where several were fitted together.
+    widening : float
+        How much wider its bands are on a logarithmic scale, where no device of this kind was measured.
     """
 
     fitted: FittedCurve
     library: str
     device: str
+    widening: float = 1.0
 
     @property
     def is_shared(self) -> bool:
@@ -69,10 +74,27 @@ class Kernel:
     def band(self, size: float) -> tuple[float, float]:
         """Return the band of measured over predicted time, less one, at a size."""
         *ranges, _ = self.fitted.sizes
-        for part in ranges:
-            if part.up_to is None or size <= part.up_to:
-                return part.low, part.high
-        return ranges[-1].low, ranges[-1].high
+        part = next((r for r in ranges if r.up_to is None or size <= r.up_to), ranges[-1])
+        return (1 + part.low) ** self.widening - 1, (1 + part.high) ** self.widening - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What curve is looked for.
+
+    Parameters
+    ----------
+    kind : str
+        Kind of kernel.
+    prefixes : tuple of str
+        Beginnings of the variants that will do, the best first.
+    peers : int
+        Devices of an exchange.
+    """
+
+    kind: str
+    prefixes: tuple[str, ...]
+    peers: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,14 +113,14 @@ class Kernels:
     engine: EngineProfile
     cache: Cache = field(default_factory=dict)
 
-    def find(self, kind: Kind, shape: Shape | None, bits: int) -> Kernel | None:
+    def find(self, kind: Kind, shape: Shape | None, *, bits: int, peers: int) -> Kernel | None:
         """Return the curve of an operator, None where no file has one."""
         libraries = self.engine.kernels.get(kind.label, ())
         if shape is None or not libraries:
             return None
-        variants, curve_kind = wanted(kind, shape, bits), PLAIN.get(kind, kind).label
+        wish = Wish(PLAIN.get(kind, kind).label, wanted(kind, shape, bits), peers)
         found: tuple[Kernel | None] = remember(
-            self.cache, (kind, variants), lambda: (_find(self.hardware, libraries, curve_kind, variants),)
+            self.cache, (kind, wish), lambda: (_find(self.hardware, libraries, wish),)
         )
         return found[0]
 
@@ -156,24 +178,35 @@ def measured_as(hardware: HardwareProfile) -> str:
     return next(same, SHARED)
 
 
-def _find(hardware: HardwareProfile, libraries: Sequence[str], kind: str, variants: Sequence[str]) -> Kernel | None:
+def _find(hardware: HardwareProfile, libraries: Sequence[str], wish: Wish) -> Kernel | None:
+    """Return the first curve that a library has for the device's chip, else that measured devices share."""
     own = measured_as(hardware)
     for device in dict.fromkeys((own, SHARED)):
         for entry in libraries:
             library, _, suffix = entry.partition(".")
             if f"{device}.{library}" not in load_fitted_texts():
                 continue
-            curves = load_fitted(f"{device}.{library}").curves
-            for fitted in _matching(curves, kind, variants, suffix):
-                return Kernel(fitted, library, device)
+            held = load_fitted(f"{device}.{library}").curves
+            curves = [curve for curve in held if curve.kind == wish.kind and curve.variant.endswith(suffix)]
+            found = _shared(curves, hardware, wish) if device == SHARED else _own(curves, wish)
+            if found is not None:
+                return Kernel(found, library, device, band_power(hardware) if device == SHARED else 1.0)
     return None
 
 
-def _matching(curves: Sequence[FittedCurve], kind: str, variants: Sequence[str], suffix: str) -> Iterator[FittedCurve]:
-    for variant in variants:
-        for curve in curves:
-            if curve.kind == kind and curve.variant.startswith(variant) and curve.variant.endswith(suffix):
-                yield curve
+def _own(curves: Sequence[FittedCurve], wish: Wish) -> FittedCurve | None:
+    matching = (curve for prefix in wish.prefixes for curve in curves if curve.variant.startswith(prefix))
+    return next(matching, None)
+
+
+def _shared(curves: Sequence[FittedCurve], hardware: HardwareProfile, wish: Wish) -> FittedCurve | None:
+    if hardware.kind != "gpu":
+        return None
+    by_name = {curve.variant: curve for curve in curves}
+    for prefix in wish.prefixes:
+        with contextlib.suppress(LookupError):
+            return by_name[shared_variant(wish.kind, hardware, list(by_name), prefix=prefix, ranks=wish.peers)]
+    return None
 
 
 def times_of(kernel: Kernel, kind: Kind, shape: Shape, *, bits: int, peers: int, kernels: Kernels) -> Times:

@@ -73,8 +73,8 @@ class PricedTable:
     def of(table: OperatorTable, kernels: Kernels) -> PricedTable:
         """Find the curve of every operator, and fold the rates of the device into the others."""
         kinds = [Kind(int(kind)) for kind in table.kinds]
-        looked_for = zip(kinds, table.shapes, table.bits.tolist(), strict=True)
-        found = tuple(kernels.find(kind, shape, bits) for kind, shape, bits in looked_for)
+        looked_for = zip(kinds, table.shapes, table.bits.tolist(), table.peers.tolist(), strict=True)
+        found = tuple(kernels.find(kind, shape, bits=bits, peers=peers) for kind, shape, bits, peers in looked_for)
         flat = [i for i, kernel in enumerate(found) if kernel is None]
         rest = table.only(flat)
         known = [(kinds[i], i, kernel) for i, kernel in enumerate(found) if kernel is not None]

@@ -122,9 +122,9 @@ def calibrate(
     fitted: dict[str, Curve] = {}
     for some in sorted(samples, key=lambda one: one.variant == "custom_all_reduce"):  # these need NCCL's curve
         recipe = recipe_of(some, fitted)
-        families, verdicts = _families(some, recipe, is_test)
+        families, verdicts = families_of(some, recipe, is_test)
         held_out = verdicts[families]
-        rows = [_drawn(some, side, most, seed) for side, most in ((~held_out, MOST_TRAIN), (held_out, MOST_TEST))]
+        rows = [drawn(some, side, most, seed) for side, most in ((~held_out, MOST_TRAIN), (held_out, MOST_TEST))]
         if len(rows[0]) >= FEWEST_TRAIN:
             found = _fit(hardware, some, recipe, rows, families)
             if some.library == "nccl":
@@ -167,7 +167,7 @@ def _fit(hardware: HardwareProfile, samples: Samples, recipe: Recipe, sides: Seq
     )
 
 
-def _families(samples: Samples, recipe: Recipe, is_test: IsTest) -> tuple[Rows, NDArray[np.bool_]]:
+def families_of(samples: Samples, recipe: Recipe, is_test: IsTest) -> tuple[Rows, NDArray[np.bool_]]:
     """Return the number of each row's family, and which families are held out."""
     columns = [samples.work[name] for name in recipe.family]
     codes = np.stack([np.unique(column, return_inverse=True)[1] for column in columns])
@@ -176,7 +176,7 @@ def _families(samples: Samples, recipe: Recipe, is_test: IsTest) -> tuple[Rows, 
     return inverse.ravel(), np.array(verdicts, dtype=bool)
 
 
-def _drawn(samples: Samples, side: NDArray[np.bool_], most: int, seed: int) -> Rows:
+def drawn(samples: Samples, side: NDArray[np.bool_], most: int, seed: int) -> Rows:
     """Return at most so many rows of one side, drawn without replacement by a seed of their own."""
     rows = np.flatnonzero(side)
     if len(rows) > most:

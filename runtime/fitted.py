@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from costmodel.base import Frozen
 from costmodel.efficiency import Curve, NcclCurve, Tiling
 from costmodel.efficiency.fitted import FittedProfile
 from runtime.calibrate import Fit
-from runtime.fitting import SizeError
+from runtime.fitting import Scored, SizeError
 from runtime.recipes import recipe_of
+from runtime.transfer import Shared
 
 DIGITS: Final = 4
+SHARED: Final = "shared"
+"""Stands for the device in files of curves that several devices share."""
+UNSEEN: Final = ("rows", "median", "mean", "p90", "bias", "coverage")
+ROWS: Final = ("sizes", "left_out", "beyond")
+"""Entries of a curve that are written one a line."""
 HEAD: Final = """# Written by `lvlm calibrate`: edit nothing, fit again. Errors are those of held-out shape families.
 # Constants are in clock cycles, FLOP per byte and shares of datasheet rates; see costmodel/efficiency.
 """
@@ -101,6 +109,58 @@ def profile_of(
     return values
 
 
+def shared_profile(several: Sequence[Shared], *, library: str, fitted_on: str, split: str, seed: int) -> dict[str, Any]:
+    """Return what the file of the curves that devices share holds, checked; see `profile_of`."""
+    folders = dict.fromkeys(member.samples.folder for shared in several for member in shared.group.members)
+    sources = list(dict.fromkeys(data_source(folder) for folder in folders))
+    values = profile_of(
+        [_pooled(shared) for shared in several],
+        device=SHARED,
+        library=library,
+        sources=sources,
+        fitted_on=fitted_on,
+        split=split,
+        seed=seed,
+    )
+    for curve, shared in zip(values["curves"], several, strict=True):
+        curve["devices"] = [member.hardware.name for member in shared.group.members]
+        for key, found in (("left_out", shared.left_out), ("beyond", shared.beyond)):
+            if found:
+                curve[key] = [_unseen(device, rows[-1], shared.repaired.get(device)) for device, rows in found.items()]
+    FittedProfile.model_validate(values)
+    return values
+
+
+def _pooled(shared: Shared) -> Fit:
+    """Return a shared curve as a fit of all rows of its devices."""
+    members = shared.group.members
+    versions = sorted({member.samples.version for member in members} - {""})
+    samples = replace(
+        members[0].samples,
+        variant=shared.group.variant,
+        version=", ".join(versions),
+        measured_s=np.concatenate([member.samples.measured_s for member in members]),
+    )
+    none = np.zeros(0)
+    return Fit(
+        samples=samples,
+        curve=shared.joint.curve,
+        option=shared.joint.option,
+        n_parameters=shared.joint.n_parameters,
+        n_train=sum(len(member.train.measured_s) for member in members),
+        n_families=max(member.families for member in members),
+        test=Scored(none, none, none),
+        errors=shared.errors,
+    )
+
+
+def _unseen(device: str, error: SizeError, repaired: float | None) -> dict[str, Any]:
+    found = _size(error, None)
+    values: dict[str, Any] = {"device": device}
+    values |= {key: found[key] for key in UNSEEN if key in found}
+    return values if repaired is None else {**values, "repaired": round(repaired, DIGITS)}
+
+
 def _curve(fit: Fit) -> dict[str, Any]:
     samples, option = fit.samples, fit.option
     recipe = recipe_of(samples, {})
@@ -140,8 +200,8 @@ def _size(error: SizeError, end: float | None) -> dict[str, Any]:
     return {"size": rounded.pop("size"), **({} if end is None else {"up_to": end}), **rounded}
 
 
-def to_toml(values: dict[str, Any]) -> str:
-    """Return a profile as text, with one line a range of sizes."""
+def to_toml(values: dict[str, Any], head: str = HEAD) -> str:
+    """Return a profile as text, with one line a range of sizes, under comments that say what it is."""
     import tomlkit
 
     document = tomlkit.document()
@@ -153,7 +213,7 @@ def to_toml(values: dict[str, Any]) -> str:
         for entry in values[key]:
             tables.append(_table(entry))
         document.add(key, tables)
-    return HEAD + tomlkit.dumps(document)
+    return head + tomlkit.dumps(document)
 
 
 def _table(entry: dict[str, Any]) -> Any:  # noqa: ANN401 - tomlkit has a type for every shape
@@ -161,7 +221,7 @@ def _table(entry: dict[str, Any]) -> Any:  # noqa: ANN401 - tomlkit has a type f
 
     table = tomlkit.table()
     for key, value in entry.items():
-        if key == "sizes":
+        if key in ROWS:
             rows = tomlkit.array()
             for row in value:
                 inline = tomlkit.inline_table()

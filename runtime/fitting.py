@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from costmodel.base import Array
@@ -116,6 +117,11 @@ def fit(
     return build(found.x), float(found.cost / len(measured_s))
 
 
+def together(parts: Sequence[Callable[[SomeCurve], Array]]) -> Callable[[SomeCurve], Array]:
+    """Return the times of the rows of several devices under one curve, one device after the other [s]."""
+    return lambda curve: np.concatenate([part(curve) for part in parts])
+
+
 @dataclass(frozen=True, slots=True)
 class SizeError:
     """How well a curve predicts rows of one range of sizes that it was not fitted to.
@@ -177,6 +183,45 @@ def joined(parts: Sequence[Scored]) -> Scored:
     )
 
 
+class Bands(NamedTuple):
+    """Bands of the logarithm of measured over predicted time: by size, shape (ranges, 2), and of all, shape (2,)."""
+
+    by_size: Array
+    of_all: Array
+
+    def at(self, sizes: Array, edges: tuple[float, ...]) -> Array:
+        """Return the band of each row, shape (rows, 2)."""
+        result: Array = self.by_size[np.searchsorted(edges, sizes)]
+        return result
+
+    def inside(self, scored: Scored, edges: tuple[float, ...]) -> NDArray[np.bool_]:
+        """Return which rows lie within the band of their range."""
+        band = self.at(scored.sizes, edges)
+        result: NDArray[np.bool_] = (scored.log_ratio >= band[:, 0]) & (scored.log_ratio <= band[:, 1])
+        return result
+
+
+def quantiles(scored: Scored, edges: tuple[float, ...], levels: Sequence[float] = BAND) -> Bands:
+    """Return quantiles of the residuals by size, and of all, one a column; a range with few rows has those of all.
+
+    Parameters
+    ----------
+    scored : Scored
+        The residuals.
+    edges : tuple of float
+        Upper ends of the ranges but the last.
+    levels : sequence of float
+        Which quantiles.
+    """
+    number = np.searchsorted(edges, scored.sizes)
+    everything = np.quantile(scored.log_ratio, levels)
+    by_size = [
+        np.quantile(scored.log_ratio[number == i], levels) if (number == i).sum() >= FEWEST else everything
+        for i in range(len(edges) + 1)
+    ]
+    return Bands(np.array(by_size), everything)
+
+
 def errors(train: Scored, test: Scored, edges: tuple[float, ...], labels: tuple[str, ...]) -> tuple[SizeError, ...]:
     """Return the errors of test rows by size, and of all; the bands are those of the train rows by size.
 
@@ -189,21 +234,33 @@ def errors(train: Scored, test: Scored, edges: tuple[float, ...], labels: tuple[
     labels : tuple of str
         Names of the ranges.
     """
-    train_bin, test_bin = np.searchsorted(edges, train.sizes), np.searchsorted(edges, test.sizes)
-    everything = np.quantile(train.log_ratio, BAND)
-    bands = np.array(
-        [
-            np.quantile(train.log_ratio[train_bin == i], BAND) if (train_bin == i).sum() >= FEWEST else everything
-            for i in range(len(labels))
-        ]
-    )
-    inside = (test.log_ratio >= bands[test_bin, 0]) & (test.log_ratio <= bands[test_bin, 1])
-    rows = [(name, test_bin == i, bands[i]) for i, name in enumerate(labels)]
-    rows.append(("all", np.ones(len(test.sizes), dtype=bool), everything))
+    bands = quantiles(train, edges)
+    return errors_within(bands, test, bands.inside(test, edges), edges, labels)
+
+
+def errors_within(
+    bands: Bands, test: Scored, inside: NDArray[np.bool_], edges: tuple[float, ...], labels: tuple[str, ...]
+) -> tuple[SizeError, ...]:
+    """Return the errors of test rows by size, and of all, beside bands that were found elsewhere.
+
+    Parameters
+    ----------
+    bands : Bands
+        What is stated.
+    test : Scored
+        Rows that no fit has seen.
+    inside : ndarray, shape (rows,)
+        Which of them are covered.
+    edges, labels : tuple
+        Ends of the ranges of sizes, and their names.
+    """
+    number = np.searchsorted(edges, test.sizes)
+    rows = [(name, number == i, bands.by_size[i]) for i, name in enumerate(labels)]
+    rows.append(("all", np.ones(len(test.sizes), dtype=bool), bands.of_all))
     return tuple(_error(name, test, inside, chosen, band) for name, chosen, band in rows)
 
 
-def _error(name: str, test: Scored, inside: Array, chosen: Array, band: Array) -> SizeError:
+def _error(name: str, test: Scored, inside: NDArray[np.bool_], chosen: NDArray[np.bool_], band: Array) -> SizeError:
     low, high = np.expm1(band).tolist()
     if not chosen.any():
         return SizeError(name, 0, np.nan, np.nan, np.nan, np.nan, low, high, np.nan)

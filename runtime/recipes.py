@@ -29,6 +29,7 @@ from costmodel.efficiency import (
     nccl_s,
 )
 from costmodel.efficiency.collective import switch_reduces
+from costmodel.efficiency.elementwise import CORE_BYTES_PER_CYCLE
 from costmodel.hardware import HardwareProfile
 from runtime.routing import routing_of
 from runtime.tables import Samples
@@ -67,6 +68,8 @@ class Recipe:
         Returns the parameters that rows of a variant on a device do not show.
     priors : callable
         Returns where a variant's parameters are expected elsewhere than by default.
+    among_devices : mapping
+        Fixed parameters that several devices together show, and where they are then expected.
     options : tuple
         Ways in which a library may cut the work; the one that fits the train rows best is kept.
     """
@@ -80,6 +83,7 @@ class Recipe:
     prepare: Callable[[Samples, HardwareProfile, Any], Predict]
     fixed: Callable[[Samples, HardwareProfile], Mapping[str, float]] = field(default=lambda _samples, _hardware: {})
     priors: Callable[[Samples], Mapping[str, float]] = field(default=lambda _samples: {})
+    among_devices: Mapping[str, float] = field(default_factory=dict)
     options: tuple[Any, ...] = (None,)
 
 
@@ -261,6 +265,8 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         BYTES_EDGES,
         BYTES_LABELS,
         _elementwise,
+        lambda _samples, _hardware: {"core_bytes_per_cycle": CORE_BYTES_PER_CYCLE},
+        among_devices={"core_bytes_per_cycle": 8.0},
     ),
 }
 
@@ -271,6 +277,6 @@ RING: Final = "collective.all_reduce"
 
 def recipe_of(samples: Samples, fitted: Mapping[str, Curve]) -> Recipe:
     """Return how samples are fitted, given the curves that were fitted before by name."""
-    if samples.variant != "custom_all_reduce":
+    if samples.variant.partition(".")[0] != "custom_all_reduce":
         return RECIPES[samples.kind]
     return replace(RECIPES["custom_all_reduce"], options=(fitted.get(RING, NcclCurve()),))

@@ -337,7 +337,7 @@ def test_split_holds_out_about_three_in_ten():
 def test_committed_fits_load(path):
     profile = read_fitted(path.read_text(encoding="utf-8"), path.name)
     assert path.name == f"{profile.device}.{profile.library}.toml"
-    load_hardware(profile.device)
+    assert profile.device == "shared" or load_hardware(profile.device)
     assert all("commit" in source.note and "unknown" not in source.note for source in profile.sources)
     for curve in profile.curves:
         assert profile.find(curve.kind, curve.variant) is curve

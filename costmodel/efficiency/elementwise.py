@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from costmodel.base import Array, Quantity
 from costmodel.efficiency.common import AboveOne, Chip, Curve, NotNegative, Positive, cold_share, soft_max
 
 WARM_SHARPNESS = 4.0
+CORE_BYTES_PER_CYCLE: Final = 64.0
 
 
 class ElementwiseCurve(Curve):
@@ -25,6 +28,9 @@ class ElementwiseCurve(Curve):
         Share of the usable L2 within which a benchmark's values stay.
     norm : float
         How sharply start and transfer meet: 1 adds them.
+    core_bytes_per_cycle : float
+        What one core moves a cycle, which bounds devices with much bandwidth for their cores; a device alone does not
+        tell it from the share of the bandwidth, so it is then left at what a core takes from the L2 at most.
     """
 
     start_cycles: NotNegative = 6000.0
@@ -32,6 +38,7 @@ class ElementwiseCurve(Curve):
     cache_fraction: Positive = 2.5
     warm_fraction: Positive = 0.5
     norm: AboveOne = 1.5
+    core_bytes_per_cycle: Positive = CORE_BYTES_PER_CYCLE
 
 
 def elementwise_s(traffic_bytes: Quantity, *, chip: Chip, curve: ElementwiseCurve, resident: bool = False) -> Array:
@@ -52,4 +59,5 @@ def elementwise_s(traffic_bytes: Quantity, *, chip: Chip, curve: ElementwiseCurv
     cold = cold_share(traffic, resident * curve.warm_fraction * chip.usable_l2_bytes, WARM_SHARPNESS)
     memory = traffic * cold / (curve.bandwidth_fraction * chip.bandwidth_bytes_per_s)
     cache = traffic / (curve.cache_fraction * chip.bandwidth_bytes_per_s)
-    return soft_max(curve.norm, curve.start_cycles / chip.clock_hz, np.maximum(memory, cache))
+    cores = traffic / (curve.core_bytes_per_cycle * chip.core_count * chip.clock_hz)
+    return soft_max(curve.norm, curve.start_cycles / chip.clock_hz, np.maximum(np.maximum(memory, cache), cores))

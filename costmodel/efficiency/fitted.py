@@ -67,6 +67,33 @@ class FittedSize(Frozen):
     coverage: Share | None = None
 
 
+class UnseenDevice(Frozen):
+    """Errors on held-out rows of a device whose rows were in no fit.
+
+    Parameters
+    ----------
+    device : str
+        Which.
+    rows : int
+        Held-out rows; no errors without any.
+    median, mean, p90, bias : float or None
+        As in `FittedSize`.
+    coverage : float or None
+        Share of the rows inside the bands that the other devices alone give.
+    repaired : float or None
+        Median error once one large product and one stream of weights of the device have set two shares.
+    """
+
+    device: str
+    rows: Count
+    median: NotNegative | None = None
+    mean: NotNegative | None = None
+    p90: NotNegative | None = None
+    bias: Annotated[float, Field(gt=-1)] | None = None
+    coverage: Share | None = None
+    repaired: NotNegative | None = None
+
+
 class FittedCurve(Frozen):
     """One fitted curve.
 
@@ -88,8 +115,15 @@ class FittedCurve(Frozen):
         How the library cuts attention; see `Tiling`.
     ring : mapping
         Parameters of NCCL's all-reduce behind a custom one.
+    devices : tuple of str
+        In a file of shared curves, those that it was fitted to; rows are all of theirs, families those of the device
+        that has most.
+    left_out : tuple of UnseenDevice
+        Each of several devices under the curve that the others share.
+    beyond : tuple of UnseenDevice
+        Devices that are like none of them, under the shared curve; covered by the band that is wider for those.
     sizes : tuple of FittedSize
-        Errors and bands, `all` last.
+        Errors and bands, `all` last; of shared curves those of all left-out devices, and for an unseen device.
     """
 
     kind: str
@@ -105,6 +139,9 @@ class FittedCurve(Frozen):
     pad: int = 16
     parameters: FrozenMap[float]
     ring: FrozenMap[float] = Field(default_factory=dict, validate_default=True)
+    devices: tuple[str, ...] = ()
+    left_out: tuple[UnseenDevice, ...] = ()
+    beyond: tuple[UnseenDevice, ...] = ()
     sizes: tuple[FittedSize, ...]
 
     @model_validator(mode="after")
@@ -116,7 +153,7 @@ class FittedCurve(Frozen):
 
     def curve(self) -> Curve:
         """Return the parameters as what the formulas take."""
-        form = CustomCurve if self.variant == CUSTOM else CURVES[self.kind]
+        form = CustomCurve if self.variant.partition(".")[0] == CUSTOM else CURVES[self.kind]
         return form.model_validate(dict(self.parameters))
 
     def tiling(self) -> Tiling:
@@ -130,7 +167,7 @@ class FittedProfile(Frozen):
     Parameters
     ----------
     device, library : str
-        Whose.
+        Whose; the device is `shared` where several devices have one curve.
     fitted_on : str
         Date.
     seed : int

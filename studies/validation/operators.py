@@ -19,6 +19,8 @@ REPORTED: Final = "reported"
 """The verdict where no target was set."""
 LONG_PREFILL: Final = ("above 2048",)
 LONG_CACHE: Final = ("2K-16K", "above 16K")
+SHARED: Final = "shared."
+"""Begins the names of curves that several devices share, which `transfer.md` reports."""
 L40S: Final = "l40s-48gb"
 RTX: Final = "rtx-pro-6000-96gb"
 
@@ -86,9 +88,9 @@ def _above(where: str, size: FittedSize, median: float, p90: float) -> Iterator[
 
 
 def load_profiles() -> list[FittedProfile]:
-    """Return the committed fits."""
+    """Return the committed fits of single devices."""
     texts = packaged_texts("hardware_profiles", "fitted", suffix=".toml")
-    return [read_fitted(text, f"{name}.toml") for name, text in texts.items()]
+    return [read_fitted(text, f"{name}.toml") for name, text in texts.items() if not name.startswith(SHARED)]
 
 
 def report(profiles: Sequence[FittedProfile]) -> str:
