@@ -1,0 +1,1 @@
+"""The suites of `lvlm validate`, one file each, found by themselves."""
