@@ -189,7 +189,7 @@ def errors(train: Scored, test: Scored, edges: tuple[float, ...], labels: tuple[
     labels : tuple of str
         Names of the ranges.
     """
-    train_bin, test_bin = np.searchsorted(edges, train.sizes), np.searchsorted(edges, test.sizes)
+    train_bin = np.searchsorted(edges, train.sizes)
     everything = np.quantile(train.log_ratio, BAND)
     bands = np.array(
         [
@@ -197,10 +197,27 @@ def errors(train: Scored, test: Scored, edges: tuple[float, ...], labels: tuple[
             for i in range(len(labels))
         ]
     )
+    return errors_within(test, edges, labels, np.vstack([bands, everything]))
+
+
+def errors_within(test: Scored, edges: tuple[float, ...], labels: tuple[str, ...], bands: Array) -> tuple[SizeError, ...]:
+    """Return the errors of test rows by size, and of all, with the share inside given bands.
+
+    Parameters
+    ----------
+    test : Scored
+        Rows that were not fitted.
+    edges, labels : tuple
+        Upper ends of the ranges but the last, and their names.
+    bands : ndarray, shape (n_labels + 1, 2)
+        Of the logarithm of measured over predicted, by range; that of all rows last.
+    """
+    test_bin = np.searchsorted(edges, test.sizes)
     inside = (test.log_ratio >= bands[test_bin, 0]) & (test.log_ratio <= bands[test_bin, 1])
-    rows = [(name, test_bin == i, bands[i]) for i, name in enumerate(labels)]
-    rows.append(("all", np.ones(len(test.sizes), dtype=bool), everything))
-    return tuple(_error(name, test, inside, chosen, band) for name, chosen, band in rows)
+    chosen = [*(test_bin == i for i in range(len(labels))), np.ones(len(test.sizes), dtype=bool)]
+    names = (*labels, "all")
+    parts = zip(names, chosen, bands, strict=True)
+    return tuple(_error(name, test, inside, some, band) for name, some, band in parts)
 
 
 def _error(name: str, test: Scored, inside: Array, chosen: Array, band: Array) -> SizeError:
