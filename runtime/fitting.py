@@ -200,7 +200,9 @@ def errors(train: Scored, test: Scored, edges: tuple[float, ...], labels: tuple[
     return errors_within(test, edges, labels, np.vstack([bands, everything]))
 
 
-def errors_within(test: Scored, edges: tuple[float, ...], labels: tuple[str, ...], bands: Array) -> tuple[SizeError, ...]:
+def errors_within(
+    test: Scored, edges: tuple[float, ...], labels: tuple[str, ...], bands: Array
+) -> tuple[SizeError, ...]:
     """Return the errors of test rows by size, and of all, with the share inside given bands.
 
     Parameters

@@ -200,6 +200,11 @@ class Suite:
     note: str = ""
 
     @property
+    def lines(self) -> tuple[Row | Fit, ...]:
+        """Rows and fits, as the JSON output lists them."""
+        return (*self.rows, *self.fits)
+
+    @property
     def summary(self) -> Errors:
         """The errors of everything."""
         return errors_of(self.rows) if self.rows else pooled(fit.errors for fit in self.fits)
@@ -209,7 +214,7 @@ class Suite:
         return {
             "title": self.title,
             "note": self.note,
-            "rows": [one.as_dict() for one in (*self.rows, *self.fits)],
+            "rows": [line.as_dict() for line in self.lines],
             "groups": {name: errors.as_dict() for name, errors in self.groups.items()},
             "summary": self.summary.as_dict(),
         }
@@ -219,3 +224,14 @@ def by_group(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, Errors
     """Return the errors of rows by group, in order of first appearance."""
     names = dict.fromkeys(key(row) for row in rows)
     return {name: errors_of([row for row in rows if key(row) == name]) for name in names}
+
+
+def bands(suites: Sequence[Suite]) -> dict[str, Any]:
+    """Return how many of all values with a band lie in it, and how many of those of requests, kernels left out."""
+    everything = pooled(suite.summary for suite in suites)
+    requests = pooled(suite.summary for suite in suites if suite.rows)
+    return {"nominal": NOMINAL, "asked": list(ASKED), **_held(everything), "requests": _held(requests)}
+
+
+def _held(errors: Errors) -> dict[str, Any]:
+    return {"banded": errors.banded, "inside": errors.inside, "coverage": errors.coverage}

@@ -27,9 +27,7 @@ def evaluate(data: Path | None = None) -> Suite:
 
 def _rows(times: PhaseTimes) -> Iterator[Row]:
     prediction = _predict(times)
-    name = (
-        f"{times.model} on {times.hardware} x {times.tp}, {times.batch} x {times.prompt_tokens} tokens"
-    )
+    name = f"{times.model} on {times.hardware} x {times.tp}, {times.batch} x {times.prompt_tokens} tokens"
     for what, measured_ms in (("ttft_s", times.prompt_ms), ("tpot_s", times.token_ms)):
         low, high = band(prediction, what) or (None, None)
         yield Row(
