@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import re
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
@@ -33,6 +34,7 @@ UNITS: Final[Mapping[str, tuple[str, float]]] = {
     "FLOP/byte": ("FLOP/byte", 1.0),
 }
 """Printed units: the SI unit, and how many of it one is."""
+PICTURES: Final = re.compile(r"(?:(?P<count>\d+)x)?(?P<width>\d+)x(?P<height>\d+)")
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -134,9 +136,10 @@ class Figure(Frozen):
         """Return the pictures of the request."""
         found: list[Image] = []
         for group in self.images.split(";") if self.images else ():
-            sides = [int(side) for side in group.split("x")]
-            *count, width, height = sides
-            found += [Image(width, height)] * (count[0] if count else 1)
+            parts = PICTURES.fullmatch(group.strip())
+            if parts is None:
+                raise ValueError(f"images={group!r} must read WIDTHxHEIGHT or COUNTxWIDTHxHEIGHT")
+            found += [Image(int(parts["width"]), int(parts["height"]))] * int(parts["count"] or 1)
         return found
 
 
