@@ -154,11 +154,11 @@ def bands_line(suites: Sequence[Suite]) -> str:
     """Return in words how many values lie in their band."""
     found = bands(suites)
     low, high = found["asked"]
-    parts = {"in all": found, "requests alone": found["requests"]}
+    parts = {"values": found, "of requests alone": found["requests"]}
     counts = [
-        f"{part['inside']:,} of {part['banded']:,} values {name} ({percent(part['coverage'])})"
+        f"{part['inside']:,} of {part['banded']:,} {name} ({percent(part['coverage'])})"
         for name, part in parts.items()
-        if part["banded"]
+        if part["banded"] and (part is found or part["banded"] < found["banded"])
     ]
     if not counts:
         return "No value here has a band."
