@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -44,14 +45,36 @@ def operator_bands(
     return low, high
 
 
-def band_s(time_s: float, below_s: Sequence[float], above_s: Sequence[float]) -> tuple[float, float]:
-    """Return the band of a time [s].
+class Spread(Protocol):
+    """Something whose time may be off: a stage."""
+
+    @property
+    def below_s(self) -> tuple[float, ...]:
+        """How far errors of each kind, and last of the host, may shorten it [s]."""
+
+    @property
+    def above_s(self) -> tuple[float, ...]:
+        """How far they may lengthen it [s]."""
+
+
+def band_s(
+    time_s: float, parts: Sequence[Spread], engine: EngineProfile, *, share: float = 1.0
+) -> tuple[float, float] | None:
+    """Return the band of a time that is made of parts [s]; None for an engine that is an idealisation, not a forecast.
 
     Parameters
     ----------
     time_s : float
         The prediction.
-    below_s, above_s : sequence of float
-        How far an error of each kind, and of the host, may move it to either side.
+    parts : sequence of Spread
+        The stages in it.
+    engine : EngineProfile
+        Says whether its errors are known.
+    share : float
+        Of the parts' time that is meant: one step of many.
     """
-    return max(0.0, time_s - math.hypot(*below_s)), time_s + math.hypot(*above_s)
+    if engine.spread is None:
+        return None
+    below = [sum(moved) * share for moved in zip(*(part.below_s for part in parts), strict=True)]
+    above = [sum(moved) * share for moved in zip(*(part.above_s for part in parts), strict=True)]
+    return max(0.0, time_s - math.hypot(*below)), time_s + math.hypot(*above)

@@ -117,12 +117,6 @@ def _sweep(query: Query, hardware: HardwareProfile, shape: tuple[int, ...]) -> t
     return ttft, tpot, total
 
 
-def _sides(stages: Iterable[StageCost]) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
-    """Return what errors move stages to either side, by kind."""
-    held = list(stages)
-    return [stage.below_s for stage in held], [stage.above_s for stage in held]
-
-
 @dataclass(frozen=True)
 class Prediction:
     """What a request costs.
@@ -247,16 +241,11 @@ class Prediction:
         """Band of TTFT and TPOT [s]; None for an engine that is an idealisation, not a forecast."""
         from costmodel.bands import band_s
 
-        if self.query.engine.spread is None:
-            return None
-        stages, steps = self.stages, max(float(self.turns[0].steps), 1.0)
-        parts = [stages[name] for name in STAGES[:-1]]
-        below, above = ([sum(moved) for moved in zip(*sides, strict=True)] for sides in _sides(parts))
-        step_below, step_above = ([s / steps for s in side[0]] for side in _sides([stages["decode"]]))
-        return {
-            "ttft_s": band_s(float(self.ttft_s), below, above),
-            "tpot_s": band_s(float(self.tpot_s), step_below, step_above),
-        }
+        stages, engine = self.stages, self.query.engine
+        ttft = band_s(float(self.ttft_s), [stages[name] for name in STAGES[:-1]], engine)
+        a_step = 1 / max(float(self.turns[0].steps), 1.0)
+        tpot = band_s(float(self.tpot_s), [stages["decode"]], engine, share=a_step)
+        return None if ttft is None or tpot is None else {"ttft_s": ttft, "tpot_s": tpot}
 
     @property
     def provenance(self) -> dict[str, dict[str, list[str]]]:

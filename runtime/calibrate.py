@@ -11,11 +11,12 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodel.efficiency import Curve
+from costmodel.efficiency import Curve, NcclCurve, Tiling
+from costmodel.efficiency.fitted import FittedCurve
 from costmodel.hardware import HardwareProfile
-from runtime.fitting import Scored, SizeError, errors, fit, joined, scales
+from runtime.fitting import Bands, Scored, SizeError, errors, errors_within, fit, joined, scales
 from runtime.profiles import read_llmcompass, read_vidur
-from runtime.recipes import Recipe, recipe_of
+from runtime.recipes import RING, Recipe, recipe_of
 from runtime.tables import Samples, read_aiconfigurator
 
 IsTest: TypeAlias = Callable[[str, Sequence[int | str]], bool]
@@ -122,9 +123,7 @@ def calibrate(
     fitted: dict[str, Curve] = {}
     for some in sorted(samples, key=lambda one: one.variant == "custom_all_reduce"):  # these need NCCL's curve
         recipe = recipe_of(some, fitted)
-        families, verdicts = families_of(some, recipe, is_test)
-        held_out = verdicts[families]
-        rows = [drawn(some, side, most, seed) for side, most in ((~held_out, MOST_TRAIN), (held_out, MOST_TEST))]
+        rows, families = _sides(some, recipe, is_test, seed)
         if len(rows[0]) >= FEWEST_TRAIN:
             found = _fit(hardware, some, recipe, rows, families)
             if some.library == "nccl":
@@ -165,6 +164,41 @@ def _fit(hardware: HardwareProfile, samples: Samples, recipe: Recipe, sides: Seq
         test=of_test,
         errors=errors(residuals, of_test, recipe.edges, recipe.labels),
     )
+
+
+def score(
+    hardware: HardwareProfile, samples: Samples, fitted: FittedCurve, *, is_test: IsTest, seed: int = 0
+) -> tuple[SizeError, ...]:
+    """Return the errors of a curve that was fitted before, and the share inside its bands, on held-out rows.
+
+    Parameters
+    ----------
+    hardware : HardwareProfile
+        The device that was measured.
+    samples : Samples
+        Its rows; the same as of the fit, or new ones.
+    fitted : FittedCurve
+        The curve, with its bands by size.
+    is_test, seed
+        As for `calibrate`.
+    """
+    recipe = recipe_of(samples, {RING: NcclCurve(**fitted.ring)} if fitted.ring else {})
+    option = fitted.tiling() if isinstance(recipe.options[0], Tiling) else recipe.options[0]
+    (_, held_out), _ = _sides(samples, recipe, is_test, seed)
+    test = samples.take(held_out)
+    predicted = recipe.prepare(test, hardware, option)(fitted.curve()) if len(held_out) else np.zeros(0)
+    scored = Scored(test.work[recipe.size], test.measured_s, predicted)
+    stated = np.log1p([(size.low, size.high) for size in fitted.sizes])
+    bands = Bands(stated[:-1], stated[-1])
+    return errors_within(bands, scored, bands.inside(scored, recipe.edges), recipe.edges, recipe.labels)
+
+
+def _sides(samples: Samples, recipe: Recipe, is_test: IsTest, seed: int) -> tuple[list[Rows], Rows]:
+    """Return the rows that are drawn for the fit and for the test, and the number of each row's family."""
+    families, verdicts = families_of(samples, recipe, is_test)
+    held_out = verdicts[families]
+    rows = [drawn(samples, side, most, seed) for side, most in ((~held_out, MOST_TRAIN), (held_out, MOST_TEST))]
+    return rows, families
 
 
 def families_of(samples: Samples, recipe: Recipe, is_test: IsTest) -> tuple[Rows, NDArray[np.bool_]]:

@@ -1,7 +1,8 @@
-"""Measured against predicted times of held-out shapes, one panel a fit."""
+"""Predicted against measured times: one panel a fit, or one a suite of published figures."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -16,11 +17,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from runtime.calibrate import Fit
+    from studies.validation.rows import Row, Suite
 
 COLUMNS: Final = 4
 POINTS: Final = 400
 """Points a panel shows; every so manieth of the test rows."""
 PANEL_INCHES: Final = 2.9
+SUITE_INCHES: Final = 4.6
+FACTOR: Final = 1.5
+"""Published sources disagree on equal requests by about this much, and more."""
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""The palette of Okabe and Ito, which colour-blind readers can tell apart."""
 
 
 def measured_against_predicted(fits: Sequence[Fit], device: str) -> Figure:
@@ -45,6 +52,46 @@ def measured_against_predicted(fits: Sequence[Fit], device: str) -> Figure:
     for axes in panels[len(drawn) :]:
         axes.set_axis_off()
     return figure
+
+
+def suites_against_measured(suites: Sequence[Suite]) -> Figure:
+    """Return one panel a suite that has times, its quantities by colour.
+
+    Parameters
+    ----------
+    suites : sequence of Suite
+        Those without times are left out.
+    """
+    drawn = [(suite, [row for row in suite.rows if row.unit == "s"]) for suite in suites]
+    drawn = [(suite, rows) for suite, rows in drawn if rows]
+    figure = Figure(figsize=(SUITE_INCHES * len(drawn), SUITE_INCHES), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(drawn), squeeze=False).ravel()
+    for axes, (suite, rows) in zip(panels, drawn, strict=True):
+        _suite_panel(axes, suite, rows)
+    return figure
+
+
+def _suite_panel(axes: Axes, suite: Suite, rows: Sequence[Row]) -> None:
+    for what, colour in zip(dict.fromkeys(row.what for row in rows), itertools.cycle(COLOURS), strict=False):
+        some = [row for row in rows if row.what == what]
+        measured, predicted = (
+            np.array([getattr(row, side) for row in some]) * MS for side in ("measured", "predicted")
+        )
+        axes.scatter(
+            measured, predicted, s=14, color=colour, alpha=0.7, linewidths=0, zorder=2, label=what.removesuffix("_s")
+        )
+    values = [value * MS for row in rows for value in (row.measured, row.predicted)]
+    ends = np.array([min(values), max(values)])
+    axes.fill_between(ends, ends / FACTOR, ends * FACTOR, color="0.93", linewidth=0, zorder=0)
+    axes.plot(ends, ends, color="0.4", linewidth=0.8, zorder=1)
+    axes.set_title(f"{suite.name} (grey: within a factor of {FACTOR:g})", fontsize=9, loc="left")
+    axes.set_xlabel("measured [ms]", fontsize=8)
+    axes.set_ylabel("predicted [ms]", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.tick_params(labelsize=7)
+    axes.legend(fontsize=7, frameon=False)
 
 
 def _panel(axes: Axes, fit: Fit) -> None:

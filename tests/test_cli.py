@@ -39,6 +39,7 @@ COMMANDS = {
     "recurrent": ["predict", "qwen3.5-9b", DEVICE, *PICTURES, "--weight-bits", "4"],
     "text": ["predict", TEXT_ONLY, DEVICE],
     "language": ["models", TEXT_ONLY],
+    "validate": ["validate"],
 }
 NUMBER = (int, float)
 TOKENS = dict.fromkeys(("patches", "visual", "markers", "cross", "text", "prompt"), int)
@@ -161,7 +162,7 @@ def test_json_is_one_object_that_says_what_was_asked(lvlm, name):
 @pytest.mark.parametrize(
     ("name", "n_rows"),
     [("tokens", 4), ("cross tokens", 3), ("predict", 5), ("shared", 5), ("count", 9), ("roofline", None)]
-    + [(name, None) for name in ("engines", "models", "hardware")],
+    + [(name, None) for name in ("engines", "models", "hardware", "validate")],
 )
 def test_csv_has_rows(lvlm, name, n_rows):
     result = lvlm(*COMMANDS[name], "--csv")

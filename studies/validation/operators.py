@@ -13,6 +13,7 @@ from typing import Final
 
 from costmodel.efficiency.fitted import FittedCurve, FittedProfile, FittedSize, read_fitted
 from costmodel.packaged import packaged_texts
+from studies.validation.rows import Errors, Fit
 
 REPORT: Final = Path(__file__).with_suffix(".md")
 REPORTED: Final = "reported"
@@ -93,6 +94,54 @@ def load_profiles() -> list[FittedProfile]:
     return [read_fitted(text, f"{name}.toml") for name, text in texts.items() if not name.startswith(SHARED)]
 
 
+def load_scored(data: Path | None) -> list[FittedProfile]:
+    """Return the committed fits, with the errors that they state or, given raw tables, those on their held-out rows.
+
+    Parameters
+    ----------
+    data : Path, optional
+        A folder above the measured tables.
+    """
+    profiles = load_profiles()
+    if data is None:
+        return profiles
+    from studies.validation.rescore import rescored  # reads Parquet
+
+    return rescored(profiles, data)
+
+
+def fits_of(profiles: Sequence[FittedProfile]) -> list[Fit]:
+    """Return the errors of every curve on all its held-out rows."""
+    return [
+        Fit(profile.device, profile.library, curve.kind, curve.variant, _errors_of(curve))
+        for profile in profiles
+        for curve in profile.curves
+    ]
+
+
+def _errors_of(curve: FittedCurve) -> Errors:
+    everything, tested = curve.sizes[-1], _tested(curve)
+    return Errors(
+        rows=everything.rows,
+        median=everything.median,
+        mean=everything.mean,
+        p90=everything.p90,
+        bias=everything.bias,
+        banded=sum(size.rows for size in tested),
+        inside=round(_inside(tested)),
+    )
+
+
+def _tested(curve: FittedCurve) -> list[FittedSize]:
+    """Return the ranges of sizes that have held-out rows."""
+    return [size for size in curve.sizes[:-1] if size.rows and size.coverage is not None]
+
+
+def _inside(sizes: Sequence[FittedSize]) -> float:
+    """Return how many held-out rows lie in their band."""
+    return sum(size.rows * (size.coverage or 0.0) for size in sizes)
+
+
 def report(profiles: Sequence[FittedProfile]) -> str:
     """Return the report as Markdown."""
     pairs = [(profile, curve) for profile in profiles for curve in profile.curves]
@@ -114,8 +163,8 @@ def _summary(pairs: Pairs) -> str:
     ]
     products = [curve for _, curve, _ in asked if (curve.kind, curve.variant) == ("gemm", "bf16")]
     gemm = [curve.sizes[-1].median or 0.0 for curve in products]
-    tested = [size for _, curve in pairs for size in curve.sizes[:-1] if size.rows and size.coverage is not None]
-    covered = sum(size.rows * (size.coverage or 0.0) for size in tested) / sum(size.rows for size in tested)
+    tested = [size for _, curve in pairs for size in _tested(curve)]
+    covered = _inside(tested) / sum(size.rows for size in tested)
     return (
         f"{len(asked) - len(missed)} of {len(asked)} fits with a target meet it. bf16 products: {mean(gemm):.1%} "
         f"median, averaged over devices and libraries (7 % asked). Bands cover {covered:.1%} of all held-out rows "
@@ -149,10 +198,8 @@ def _by_size(size: FittedSize) -> str:
 
 
 def _coverage(curve: FittedCurve) -> str:
-    tested = [size for size in curve.sizes[:-1] if size.rows]
-    if not tested:
-        return "-"
-    return f"{sum(size.rows * (size.coverage or 0.0) for size in tested) / sum(size.rows for size in tested):.0%}"
+    tested = _tested(curve)
+    return f"{_inside(tested) / sum(size.rows for size in tested):.0%}" if tested else "-"
 
 
 def _asked(target: Target | None) -> str:

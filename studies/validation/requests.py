@@ -1,0 +1,97 @@
+"""Predictions of published requests: the value of a quantity, and its band."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from costmodel import Parallelism, Precision, Prediction, Workload, load_engine, predict
+from costmodel.bands import band_s
+from costmodel.engine import EngineProfile
+from costmodel.errors import unknown
+from studies.validation.published_files import SOURCES, EndToEnd, model_of, source_of
+
+STAGES: Final[Mapping[str, tuple[str, ...]]] = {
+    "preprocess_s": ("preprocess",),
+    "encode_s": ("encode", "adapt"),
+    "prefill_s": ("prefill",),
+    "device_ttft_s": ("encode", "adapt", "prefill"),
+    "device_total_s": ("encode", "adapt", "prefill", "decode"),
+}
+"""Quantities that are the time of stages; what serving systems call encoding has the projector in it."""
+WHATS: Final = (*STAGES, "ttft_s", "tpot_s", "encode_share", "peak_memory_bytes")
+
+
+def engine_of(source: str) -> EngineProfile:
+    """Return the engine that stands for the software of a source.
+
+    Raises
+    ------
+    LookupError
+        If there is none of this name.
+    """
+    name = source_of(source).engine
+    try:
+        return load_engine(name)
+    except LookupError as error:
+        raise LookupError(f"{SOURCES}: sources.{source}.engine: {error}") from None
+
+
+def predict_figure(figure: EndToEnd) -> Prediction:
+    """Predict the request of a published figure."""
+    visual = figure.visual_tokens
+    workload = Workload(
+        images=figure.pictures(),
+        text_tokens=float(figure.text_tokens),
+        output_tokens=float(figure.output_tokens),
+        visual_tokens=None if visual is None else float(visual),
+    )
+    return predict(
+        model_of(figure.model),
+        figure.hardware,
+        workload,
+        batch=float(figure.batch),
+        precision=Precision(weight_bits=figure.weight_bits),
+        parallelism=Parallelism(tp=figure.tp),
+        engine=engine_of(figure.source),
+    )
+
+
+def value(prediction: Prediction, what: str) -> float:
+    """Return a quantity of a prediction.
+
+    Parameters
+    ----------
+    prediction : Prediction
+        One point.
+    what : str
+        One of `WHATS`.
+
+    Raises
+    ------
+    LookupError
+        If it is another.
+    """
+    stages = prediction.stages
+    if what in STAGES:
+        return sum(stages[name].time_s for name in STAGES[what])
+    if what == "ttft_s":
+        return float(prediction.ttft_s)
+    if what == "tpot_s":
+        return float(prediction.tpot_s)
+    if what == "encode_share":
+        return value(prediction, "encode_s") / value(prediction, "device_ttft_s")
+    if what == "peak_memory_bytes":
+        return float(prediction.memory.peak_bytes)
+    raise unknown("quantity", what, WHATS)
+
+
+def band(prediction: Prediction, what: str) -> tuple[float, float] | None:
+    """Return the band of a quantity [s]; None for what is no time, and for an engine that states no errors."""
+    if what in ("ttft_s", "tpot_s"):
+        bands = prediction.error_band
+        return None if bands is None else bands[what]
+    if what not in STAGES:
+        return None
+    chosen = [prediction.stages[name] for name in STAGES[what]]
+    return band_s(value(prediction, what), chosen, prediction.query.engine)
