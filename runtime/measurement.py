@@ -52,7 +52,7 @@ KINDS: Final[tuple[str, ...]] = get_args(MeasuredKind)
 SUFFIX: Final = ".jsonl"
 
 Scalar: TypeAlias = bool | int | float | str
-ShapeValue: TypeAlias = Scalar | None | tuple[Scalar | tuple[Scalar, ...], ...]
+ShapeValue: TypeAlias = Scalar | tuple[Scalar | tuple[Scalar, ...], ...] | None
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
@@ -237,9 +237,9 @@ def _read_line(line: str, source: str) -> Measurement:
     try:
         values: Any = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{source}: is no JSON: {first_line(error)}") from None
+        raise ValueError(f"{source} is no JSON object: {first_line(error)}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{source}: {shown(values)} must be a JSON object, one measurement a line")
+        raise ValueError(f"{source} is no JSON object: {shown(values)}")  # noqa: TRY004 - bad input, not a slip of ours
     try:
         return Measurement.model_validate(values)
     except ValidationError as error:
@@ -259,7 +259,7 @@ def measurement_files(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"no file or folder {str(path)!r}; give measurement lines, *{SUFFIX}")
+            raise FileNotFoundError(f"no folder or file {str(path)!r}; give measurement lines, *{SUFFIX}")
         if path.is_file() and path.suffix != SUFFIX:
             raise ValueError(f"{str(path)!r} is no file of measurement lines; it must end in {SUFFIX}")
         found |= dict.fromkeys([path] if path.is_file() else sorted(path.rglob(f"*{SUFFIX}")))
