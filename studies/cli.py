@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "predict": "Predict TTFT, TPOT, memory, energy and cost of a request, and say why.",
     "roofline": "Show every stage and operator under the roofs of the device.",
     "calibrate": "Fit the efficiency curves of a device to measured kernels, with the error on held-out shapes.",
+    "compare": "Put measurements beside their predictions: signed errors, medians, and how many lie in the band.",
     "trace": "List the operators of a model that is not modelled, from its transformers implementation.",
 }
 """Commands by name, with their summaries; each is the function `<name>.<name>` in `studies.commands`."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from costmodel import load_hardware
-from costmodel.hardware import HardwareProfile
 from studies.output import note
 
 
-def write(name: str, paths: Sequence[Path], facts: Sequence[str], output: Path) -> HardwareProfile:
-    """Write the profile of a device from its measurement lines, and return it as it loads.
+def write(name: str, paths: Sequence[Path], facts: Sequence[str], output: Path) -> Path:
+    """Write the profile of a device from its measurement lines, and return the file.
 
     Parameters
     ----------
@@ -39,7 +37,7 @@ def write(name: str, paths: Sequence[Path], facts: Sequence[str], output: Path) 
     path = output / f"{name}.toml" if output.is_dir() else output
     path.write_text(new_device.to_toml(values), encoding="utf-8")
     note(f"wrote {path}: the profile of {values['title']}")
-    return load_hardware(str(path))
+    return path
 
 
 def given(facts: Sequence[str]) -> dict[str, float | str]:

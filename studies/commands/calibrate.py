@@ -67,15 +67,19 @@ def calibrate(
     is_new = hardware.startswith(NEW)
     if facts and not is_new:
         raise ValueError(f"--set describes a new device; change a known one as {hardware}:key=value")
-    device = new_device.write(hardware.removeprefix(NEW), tables, facts, output) if is_new else load_hardware(hardware)
+    written: list[Path] = []
+    if is_new:
+        written = [new_device.write(hardware.removeprefix(NEW), tables, facts, output)]
+        output = written[0].parent
+    device = load_hardware(str(written[0]) if is_new else hardware)
     fits = _fits(device, tables, library, may_be_none=is_new)
-    files = _files(fits, device.name, output.parent if is_new and not output.is_dir() else output)
+    files = _files(fits, device.name, output)
     for path, some in files.items():
         _write(path, some, device.name)
         if figure:
             _draw(path.with_suffix(".svg"), some, device.name)
     inputs = {"hardware": device.name, "from": [str(folder) for folder in tables], "library": library}
-    values = {"files": [str(path) for path in files], "fits": [_values(fit) for fit in fits]}
+    values = {"files": [str(path) for path in (*written, *files)], "fits": [_values(fit) for fit in fits]}
     emit(Answer("calibrate", inputs, values, lambda: _rows(fits), lambda to: _show(to, fits)), form)
 
 
@@ -130,7 +134,10 @@ def _write(path: Path, fits: Sequence[Fit], device: str) -> None:
         fits,
         device=device,
         library=fits[0].samples.library,
-        sources=[fitted.data_source(folder) for folder in dict.fromkeys(fit.samples.folder for fit in fits)],
+        sources=[
+            fitted.data_source(folder)
+            for folder in dict.fromkeys(origin for fit in fits for origin in fit.samples.origins)
+        ],
         fitted_on=dt.datetime.now(tz=dt.UTC).date().isoformat(),
         split=f"studies/validation/split.json, salt {rule()['salt']}",
         seed=SEED,
