@@ -97,7 +97,7 @@ def read(paths: Sequence[Path], device: str) -> list[Samples]:
     twice = sorted({f"{one.library} {one.name}" for one in found} & {f"{one.library} {one.name}" for one in from_lines})
     if twice:
         raise ValueError(f"tables and lines both hold {twice[0]}; fit them one by one")
-    return _published_once([*found, *from_lines])
+    return [*_published_once(found), *from_lines]
 
 
 def read_lines(paths: Iterable[Path]) -> list[Measurement]:

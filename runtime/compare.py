@@ -190,7 +190,7 @@ def predict_kernels(
     except Unsupported as error:
         return [Expected(str(error))] * len(lines)
     low, high = _band(curve, samples.work[recipe.size])
-    source = f"fitted {name.text}"
+    source = f"fitted {name.library}"
     rows = zip(seconds.tolist(), (seconds * (1 + low)).tolist(), (seconds * (1 + high)).tolist(), strict=True)
     return [Expected(source, time_s, (least, most)) for time_s, least, most in rows]
 

@@ -71,7 +71,7 @@ def test_calibrate_recovers_curves_to_within_the_noise(run, fitted):
         "decode_attention.mha.flash",
         "decode_attention.gqa.flash",
         "elementwise.norm",
-    } - {fit.samples.name for fit in fits if len(fit.samples.measured_s) < 12}
+    }
     products = next(fit for fit in fits if fit.samples.kind == "gemm")
     assert products.errors[-1].rows > 40
     assert products.errors[-1].median < NOISE
@@ -82,7 +82,7 @@ def test_calibrate_recovers_curves_to_within_the_noise(run, fitted):
 def test_compare_shows_the_fit(run, fitted):
     found = {group.kind: group for group in groups(compare(run, fitted=[fitted]))}
     for kind in ("gemm", "prefill_attention", "decode_attention", "elementwise"):
-        assert found[kind].source.startswith(f"fitted torch {kind}."), kind
+        assert found[kind].source == "fitted torch", kind
         assert found[kind].median < NOISE, kind
         assert found[kind].coverage > 0.8, kind
     flat = {group.kind: group for group in groups(compare(run))}
@@ -97,14 +97,14 @@ def test_an_engine_without_bands_takes_no_curves(run, fitted):
 def test_curves_of_the_catalogue_are_found_by_library():
     shape = {"m": 4096, "n": 4096, "k": 4096}
     row = only(compare([line("gemm", shape, implementation="sglang")]))
-    assert row.source == "fitted sglang gemm.bf16"
+    assert row.source == "fitted sglang"
     assert row.low_s < row.predicted_s < row.high_s
     assert row.device == DEVICE
     curve = read_fitted((ROOT / "hardware_profiles/fitted/h100-sxm5-80gb.sglang.toml").read_text(), "x")
     size = next(size for size in curve.find("gemm", "bf16").sizes if size.size == "above 2048")
     assert row.high_s == pytest.approx(row.predicted_s * (1 + size.high))
     custom = {"algorithm": "custom_all_reduce", "ranks": 4, "message_bytes": 1 << 16}
-    assert only(compare([line("collective", custom, implementation="vllm")])).source.startswith("fitted vllm")
+    assert only(compare([line("collective", custom, implementation="vllm")])).source == "fitted vllm"
 
 
 # Hand-checked rooflines
@@ -153,7 +153,7 @@ def test_what_nothing_predicts_says_why():
         "technique": ({"technique": "fastv"}, "a technique alone is not predicted"),
         "preprocess": ({"part": "tokenise", "pixels": 5}, "no rate of preprocessing part 'tokenise'"),
         "collective": ({"algorithm": "all_reduce", "ranks": 64, "message_bytes": 8}, "whose node joins 8"),
-        "encode": ({"model": "qwen2.5-7b", "images": [[64, 64]]}, "has no vision"),
+        "encode": ({"model": "llama-3.1-8b", "images": [[64, 64]]}, "has no vision"),
     }
     for kind, (shape, reason) in reasons.items():
         row = one(kind, shape)

@@ -78,8 +78,10 @@ def compare(
     device = load_hardware(hardware) if hardware else None
     rows = comparing.compare(lines, model, hardware=device, engine=engine, fitted=profiles)
     found = comparing.groups(rows)
-    if output is not None:
+    if output is not None and any(row.predicted_s for row in rows):
         _draw(output, rows)
+    elif output is not None:
+        note(f"nothing is predicted, so {output} was not drawn")
     inputs = {
         "measurements": [str(file) for file in files],
         "model": model,
