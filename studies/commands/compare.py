@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.table import Table
 
 from costmodel import load_hardware
 from costmodel.efficiency.fitted import FittedProfile, read_fitted
@@ -126,7 +127,7 @@ def _flat(rows: Sequence[ComparedRow]) -> list[dict[str, Any]]:
 
 def _show(to: Console, rows: Sequence[ComparedRow], found: Sequence[ComparedGroup]) -> None:
     stages = [_stage(row) for row in rows if row.kind not in KERNELS and row.predicted_s is not None]
-    parts = [table(GROUPS, [_group(group) for group in found], left=2)]
+    parts: list[Table | str] = [table(GROUPS, [_group(group) for group in found], left=2)]
     if stages:
         parts.append(table(ROWS, stages[:MOST_ROWS], left=2))
     if len(stages) > MOST_ROWS:
