@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 from costmodel.efficiency import Curve, NcclCurve, Tiling
 from costmodel.efficiency.fitted import FittedCurve
+from costmodel.errors import Unsupported
 from costmodel.hardware import HardwareProfile
 from runtime.fitting import Bands, Scored, SizeError, errors, errors_within, fit, joined, scales
+from runtime.lines import kernel_samples, one_device
+from runtime.measurement import Measurement, measurement_files, read_measurements
 from runtime.profiles import read_llmcompass, read_vidur
-from runtime.recipes import RING, Recipe, recipe_of
+from runtime.recipes import BITS, RING, Recipe, recipe_of
 from runtime.tables import Samples, read_aiconfigurator
 
 IsTest: TypeAlias = Callable[[str, Sequence[int | str]], bool]
@@ -64,32 +67,70 @@ class Fit:
     errors: tuple[SizeError, ...]
 
 
-def read(folders: Iterable[Path], device: str) -> list[Samples]:
-    """Return the samples of all known files in folders.
+def read(paths: Sequence[Path], device: str) -> list[Samples]:
+    """Return the samples of all known files.
 
     Parameters
     ----------
-    folders : iterable of Path
-        Of one device each, of tables of aiconfigurator, Vidur or LLMCompass.
+    paths : sequence of Path
+        Folders of one device each, with tables of aiconfigurator, Vidur or LLMCompass or with measurement lines, and
+        files of measurement lines.
     device : str
         Its name, which chooses among files that name their device.
 
     Raises
     ------
     FileNotFoundError
-        If a folder does not exist, or holds no file that is known.
+        If a path leads nowhere, or a folder holds no file that is known.
     ValueError
-        If a file is not what its name says.
+        If a file is not what its name says, or a table and lines hold the same kernels.
     """
     found: list[Samples] = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {str(folder)!r}; give one that holds measured tables")
-        here = [*read_aiconfigurator(folder), *read_vidur(folder), *read_llmcompass(folder, device)]
-        if not here:
-            raise FileNotFoundError(f"{str(folder)!r} holds no table that is known, such as gemm_perf.parquet")
-        found += [replace(samples, folder=folder) for samples in here]
-    return _published_once(found)
+    for path in paths:
+        here: list[Samples] = []
+        if path.is_dir():
+            here += [*read_aiconfigurator(path), *read_vidur(path), *read_llmcompass(path, device)]
+        if not here and not measurement_files([path]):
+            raise FileNotFoundError(f"{str(path)!r} holds no table that is known, such as gemm_perf.parquet, nor lines")
+        found += [replace(samples, origins=(path,)) for samples in here]
+    files = measurement_files(paths)
+    from_lines = kernel_samples(read_lines(paths), files)
+    twice = sorted({f"{one.library} {one.name}" for one in found} & {f"{one.library} {one.name}" for one in from_lines})
+    if twice:
+        raise ValueError(f"tables and lines both hold {twice[0]}; fit them one by one")
+    return [*_published_once(found), *from_lines]
+
+
+def read_lines(paths: Iterable[Path]) -> list[Measurement]:
+    """Return the measurement lines among files and in folders, which must be of one device."""
+    lines = [line for file in measurement_files(paths) for line in read_measurements(file)]
+    if lines:
+        one_device(lines)
+    return lines
+
+
+def why_not(samples: Iterable[Samples], fits: Iterable[Fit], hardware: HardwareProfile) -> list[str]:
+    """Return which samples have no fit and why, one text each."""
+    done = {(fit.samples.library, fit.samples.name) for fit in fits}
+    left = [one for one in samples if (one.library, one.name) not in done]
+    return [f"{one.library} {one.name} ({_obstacle(one, hardware) or _too_few(one)})" for one in left]
+
+
+def _too_few(samples: Samples) -> str:
+    rows = len(samples.measured_s)
+    return f"{rows} row{'s' * (rows != 1)}: fewer than {FEWEST_TRAIN} that are not held out"
+
+
+def _obstacle(samples: Samples, hardware: HardwareProfile) -> str:
+    """Return what keeps samples from a fit on this device: a link or number format that it has not; or nothing."""
+    try:
+        if samples.kind == "collective":
+            hardware.link(int(samples.work["ranks"].max()))
+        if samples.kind == "gemm":
+            hardware.precision(BITS[samples.variant.partition(".")[0]])
+    except Unsupported as error:
+        return str(error).partition(";")[0]
+    return ""
 
 
 def _published_once(found: Iterable[Samples]) -> list[Samples]:
@@ -107,7 +148,7 @@ def _published_once(found: Iterable[Samples]) -> list[Samples]:
 def calibrate(
     hardware: HardwareProfile, samples: Iterable[Samples], *, is_test: IsTest, seed: int = 0
 ) -> Iterator[Fit]:
-    """Yield a fit of every kind, variant and library that has rows enough.
+    """Yield a fit of every kind, variant and library that has rows enough and that the device can run.
 
     Parameters
     ----------
@@ -122,6 +163,8 @@ def calibrate(
     """
     fitted: dict[str, Curve] = {}
     for some in sorted(samples, key=lambda one: one.variant == "custom_all_reduce"):  # these need NCCL's curve
+        if _obstacle(some, hardware):
+            continue
         recipe = recipe_of(some, fitted)
         rows, families = _sides(some, recipe, is_test, seed)
         if len(rows[0]) >= FEWEST_TRAIN:

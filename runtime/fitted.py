@@ -15,6 +15,7 @@ from costmodel.efficiency import Curve, NcclCurve, Tiling
 from costmodel.efficiency.fitted import FittedProfile
 from runtime.calibrate import Fit
 from runtime.fitting import Scored, SizeError
+from runtime.measurement import read_measurements
 from runtime.recipes import recipe_of
 from runtime.transfer import Shared
 
@@ -45,7 +46,9 @@ class DataSource(Frozen):
 
 
 def data_source(folder: Path) -> DataSource:
-    """Return where a folder of tables is from."""
+    """Return where a folder of tables, or a file of measurement lines, is from."""
+    if folder.is_file():
+        return _lines_source(folder)
     for parent in (folder.resolve(), *folder.resolve().parents):
         file = parent / "SOURCE.txt"
         if file.is_file():
@@ -57,6 +60,15 @@ def data_source(folder: Path) -> DataSource:
                 title=title, url=url, commit=said.get("commit", ""), licence=said.get("licence", "").partition(" (")[0]
             )
     return DataSource(title=f"tables in {folder.name}")
+
+
+def _lines_source(file: Path) -> DataSource:
+    lines = read_measurements(file)
+    commits = sorted({line.commit for line in lines if line.commit})
+    days = sorted({line.taken_at.partition("T")[0] for line in lines})
+    taken = " to ".join(dict.fromkeys((days[0], days[-1])))
+    title = f"measurement lines {file.name} of {lines[0].device}, taken {taken}"
+    return DataSource(title=title, commit=", ".join(commits), licence="own measurement")
 
 
 def profile_of(
@@ -111,8 +123,9 @@ def profile_of(
 
 def shared_profile(several: Sequence[Shared], *, library: str, fitted_on: str, split: str, seed: int) -> dict[str, Any]:
     """Return what the file of the curves that devices share holds, checked; see `profile_of`."""
-    folders = dict.fromkeys(member.samples.folder for shared in several for member in shared.group.members)
-    sources = list(dict.fromkeys(data_source(folder) for folder in folders))
+    members = [member for shared in several for member in shared.group.members]
+    origins = dict.fromkeys(origin for member in members for origin in member.samples.origins)
+    sources = list(dict.fromkeys(data_source(origin) for origin in origins))
     values = profile_of(
         [_pooled(shared) for shared in several],
         device=SHARED,

@@ -40,7 +40,10 @@ Predict: TypeAlias = Callable[[Any], Array]
 
 GEMM_RESIDENT: Final = 0.19
 """Share of the L2 that one of the benchmark's (up to five) copies of the weights may fill and stay."""
-BITS: Final = {"bf16": 16, "fp16": 16, "fp8": 8}
+BITS: Final = {"fp32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8}
+"""Number formats that a curve of products can be of."""
+OUTPUT_BYTES: Final = 2.0
+"""Fewest bytes of a value that a product writes."""
 TWICE: Final = ("all_reduce", "custom_all_reduce", "send_recv")
 """Collectives that carry the message twice the share of the ring: of two ranks, that is all of it."""
 ALL_REDUCES: Final = ("all_reduce", "custom_all_reduce")
@@ -97,6 +100,7 @@ def _gemm(samples: Samples, hardware: HardwareProfile, _: object) -> Predict:
         chip=chip,
         curve=curve,
         bytes_per_value=bits / 8,
+        output_bytes=max(OUTPUT_BYTES, bits / 8),
         resident_share=GEMM_RESIDENT,
     )
 

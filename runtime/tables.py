@@ -47,8 +47,8 @@ class Samples:
         Columns of the shape.
     measured_s : ndarray, shape (n,)
         What it took [s].
-    folder : Path
-        What was read.
+    origins : tuple of Path
+        Folders or files of measurement lines that were read.
     """
 
     kind: str
@@ -58,7 +58,7 @@ class Samples:
     files: tuple[str, ...]
     work: Mapping[str, NDArray[Any]]
     measured_s: Array
-    folder: Path = Path()
+    origins: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:

@@ -67,6 +67,8 @@ def _print_json(answer: Answer) -> None:
 def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
     import csv
 
+    if not rows:
+        return
     writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from runtime.calibrate import Fit
+    from runtime.compare import ComparedRow
     from studies.validation.rows import Row, Suite
 
 COLUMNS: Final = 4
@@ -109,3 +110,32 @@ def _panel(axes: Axes, fit: Fit) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.tick_params(labelsize=6)
+
+
+def predicted_against_measured(rows: Sequence[ComparedRow]) -> Figure:
+    """Return measured against predicted times of compared rows, a colour a kind, with the line of no error.
+
+    Parameters
+    ----------
+    rows : sequence of ComparedRow
+        Those with a prediction are drawn.
+    """
+    figure = Figure(figsize=(6.4, 6.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    drawn = [row for row in rows if row.predicted_s is not None]
+    for kind in dict.fromkeys(row.kind for row in drawn):
+        some = [row for row in drawn if row.kind == kind]
+        measured = np.array([row.measured_s for row in some]) * MS
+        predicted = np.array([row.predicted_s for row in some], dtype=float) * MS
+        median = float(np.median(np.abs(predicted / measured - 1)))
+        axes.scatter(measured, predicted, s=12, alpha=0.6, linewidths=0, label=f"{kind}: median {percent(median)}")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.axline((1.0, 1.0), (10.0, 10.0), color="0.4", linewidth=0.8)
+    axes.set_xlabel("measured [ms]")
+    axes.set_ylabel("predicted [ms]")
+    axes.set_title(f"{', '.join(dict.fromkeys(row.device for row in drawn))}: predicted against measured", fontsize=10)
+    if drawn:
+        axes.legend(fontsize=8)
+    return figure

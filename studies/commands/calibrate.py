@@ -14,17 +14,20 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from costmodel import load_hardware
-from studies.options import FOR_PEOPLE, OUTPUT, Flag, Format
+from studies import new_device
+from studies.options import FOR_PEOPLE, OUTPUT, Flag, Format, Texts
 from studies.output import Answer, emit, note
 from studies.tables import percent, table
 from studies.validation.split import is_test, rule
 
 if TYPE_CHECKING:
+    from costmodel.hardware import HardwareProfile
     from runtime.calibrate import Fit
 
 COLUMNS = ("library, kind", "size", "rows", "median", "mean", "p90", "bias", "band", "covered")
 MISSING = "-"
 SEED = 0
+NEW = "new:"
 
 
 def calibrate(
@@ -34,36 +37,49 @@ def calibrate(
     tables: Annotated[tuple[Path, ...], Parameter(name="--from")],
     output: Annotated[Path, Parameter(name=("--output", "-o"), group=OUTPUT)],
     library: str | None = None,
+    facts: Annotated[Texts, Parameter(name="--set")] = (),
     form: Format = FOR_PEOPLE,
     figure: Annotated[Flag, Parameter(group=OUTPUT)] = False,
 ) -> None:
     """Fit the efficiency curves of a device to measured kernels, and show the error on shapes that were held out.
 
-    Reads the tables of aiconfigurator (Parquet), Vidur and LLMCompass (CSV). Needs the extra `data`.
+    Reads measurement lines (JSON lines), and the tables of aiconfigurator (Parquet), Vidur and LLMCompass (CSV), which
+    need the extra `data`. `new:NAME` writes the profile of a device that has none, from its lines, and its curves
+    beside it.
 
     Parameters
     ----------
     hardware : str
-        A device, or the path of a TOML file: the one that was measured.
+        A device, or the path of a TOML file: the one that was measured. Or new:NAME.
     tables : tuple of Path
-        A folder of tables of this device. Repeat for several.
+        A file of measurement lines of this device, or a folder of tables or lines. Repeat for several.
     output : Path
-        Write the fitted curves into this file, .toml, or one file a kernel library into this folder.
+        Write the fitted curves into this file, .toml, or one file a kernel library into this folder. Of a new device,
+        write its profile into this file.
     library : str
         Fit this kernel library alone.
+    facts : tuple of str
+        Numbers of a new device that its lines do not show, key=value,... such as memory_bytes=80e9,core_count=132.
     figure : bool
         Draw measured against predicted times beside each file: .svg.
     """
     _check(output)
-    device = load_hardware(hardware)
-    fits = _fits(hardware, tables, library)
+    is_new = hardware.startswith(NEW)
+    if facts and not is_new:
+        raise ValueError(f"--set describes a new device; change a known one as {hardware}:key=value")
+    written: list[Path] = []
+    if is_new:
+        written = [new_device.write(hardware.removeprefix(NEW), tables, facts, output)]
+        output = written[0].parent
+    device = load_hardware(str(written[0]) if is_new else hardware)
+    fits = _fits(device, tables, library, may_be_none=is_new)
     files = _files(fits, device.name, output)
     for path, some in files.items():
         _write(path, some, device.name)
         if figure:
             _draw(path.with_suffix(".svg"), some, device.name)
     inputs = {"hardware": device.name, "from": [str(folder) for folder in tables], "library": library}
-    values = {"files": [str(path) for path in files], "fits": [_values(fit) for fit in fits]}
+    values = {"files": [str(path) for path in (*written, *files)], "fits": [_values(fit) for fit in fits]}
     emit(Answer("calibrate", inputs, values, lambda: _rows(fits), lambda to: _show(to, fits)), form)
 
 
@@ -74,11 +90,13 @@ def _check(output: Path) -> None:
         raise ValueError(f"cannot write {str(output)!r}; name a .toml file in a folder that exists, or a folder")
 
 
-def _fits(hardware: str, tables: Sequence[Path], library: str | None) -> list[Fit]:
+def _fits(
+    device: HardwareProfile, tables: Sequence[Path], library: str | None, *, may_be_none: bool = False
+) -> list[Fit]:
     try:
         from runtime import calibrate as fitting
+        from runtime.lines import without_curve
 
-        device = load_hardware(hardware)
         samples = fitting.read(tables, device.name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"lvlm calibrate needs {error.name}: pip install 'lvlm-sim[data]'") from None
@@ -88,8 +106,12 @@ def _fits(hardware: str, tables: Sequence[Path], library: str | None) -> list[Fi
     wanted = [some for some in samples if library is None or some.library in (library, "nccl")]
     found = list(fitting.calibrate(device, wanted, is_test=is_test, seed=SEED))
     chosen = [fit for fit in found if library is None or fit.samples.library == library]
-    if not chosen:
-        raise ValueError(f"too few rows to fit in {', '.join(str(folder) for folder in tables)}")
+    asked = [some for some in wanted if library is None or some.library == library]
+    left = fitting.why_not(asked, found, device) + without_curve(fitting.read_lines(tables))
+    if not (chosen or may_be_none):
+        raise ValueError(f"too few rows to fit in {', '.join(str(folder) for folder in tables)}: {', '.join(left)}")
+    if left:
+        note(f"not fitted: {', '.join(left)}")
     return sorted(chosen, key=lambda fit: (fit.samples.library, fit.samples.kind, fit.samples.variant))
 
 
@@ -112,7 +134,10 @@ def _write(path: Path, fits: Sequence[Fit], device: str) -> None:
         fits,
         device=device,
         library=fits[0].samples.library,
-        sources=[fitted.data_source(folder) for folder in dict.fromkeys(fit.samples.folder for fit in fits)],
+        sources=[
+            fitted.data_source(folder)
+            for folder in dict.fromkeys(origin for fit in fits for origin in fit.samples.origins)
+        ],
         fitted_on=dt.datetime.now(tz=dt.UTC).date().isoformat(),
         split=f"studies/validation/split.json, salt {rule()['salt']}",
         seed=SEED,
