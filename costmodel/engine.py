@@ -88,7 +88,9 @@ class EngineProfile(Frozen):
     kv_block_tokens : float
         Tokens of the smallest piece of cache that is allocated.
     step_host_s, request_host_s : float
-        Time of the host that a decode step, and a prefill, waits for [s].
+        Time of the host that a decode step, and a prefill, waits for, on a host of `HardwareProfile.host_speed` one [s].
+    sequence_host_s : float
+        What each sequence of a step or prefill adds to that [s].
     layer_host_s : mapping
         By stage (encode, prefill, decode), the time in which the host issues the kernels of one layer [s]: a pass is
         not faster, unless it is replayed as a graph, as stages that are not named are.
@@ -128,6 +130,7 @@ class EngineProfile(Frozen):
     kv_block_tokens: Annotated[float, Field(ge=1)] = 1.0
     step_host_s: NotNegative = 0.0
     request_host_s: NotNegative = 0.0
+    sequence_host_s: NotNegative = 0.0
     layer_host_s: FrozenMap[NotNegative] = Field(default_factory=dict, validate_default=True)
     host_low: Annotated[float, Field(le=0, gt=-1)] | None = None
     host_high: NotNegative | None = None

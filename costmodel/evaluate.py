@@ -105,8 +105,14 @@ class Evaluator:
         layer_s = self.query.engine.layer_host_s.get(stage)
         if not layer_s:
             return None
-        floor: Array = points.sums[PASSES] * (layer_s * self.structure.n_layers(stage))
+        floor: Array = points.sums[PASSES] * (layer_s * self.structure.n_layers(stage) / self.hardware.host_speed)
         return floor
+
+    def host_s(self, stage: Literal["prefill", "decode"]) -> Quantity:
+        """Return the time of the host that a prefill, or a decode step, waits for beside the kernels [s]."""
+        engine = self.query.engine
+        once = engine.request_host_s if stage == "prefill" else engine.step_host_s
+        return (once + engine.sequence_host_s * self.query.replica_batch) / self.hardware.host_speed
 
     def _point_times(self, stage: Stage, turn: Turn) -> list[Quantity]:
         """Return the time of every point of a stage, of a sweep as arrays [s]."""
@@ -121,7 +127,7 @@ class Evaluator:
         return sum((count * time for count, time in zip(counts, times, strict=True)), start=self.overhead_s(stage))
 
     def _decode_step_s(self, turn: Turn) -> Quantity:
-        return self._point_times("decode", turn)[-1] + self.overhead_s("decode") + self.query.engine.step_host_s
+        return self._point_times("decode", turn)[-1] + self.overhead_s("decode") + self.host_s("decode")
 
     def turn(self, turn: Turn) -> TurnTimes:
         """Return the times of a turn, as arrays of one or more points."""
@@ -129,7 +135,7 @@ class Evaluator:
             preprocess_s=preprocess_s(self.query, self.hardware, turn) + self.overhead_s("preprocess"),
             encode_s=self._stage_s("encode", turn),
             adapt_s=self._stage_s("adapt", turn),
-            prefill_s=self._stage_s("prefill", turn) + self.query.engine.request_host_s,
+            prefill_s=self._stage_s("prefill", turn) + self.host_s("prefill"),
             decode_step_s=self._decode_step_s(turn),
             steps=decode_steps(self.query, turn),
         )

@@ -71,6 +71,8 @@ class HardwareProfile(Frozen):
         Clock at which the peak rates are quoted.
     tdp_w, idle_w : float
         Power limit, and power at rest.
+    host_speed : float
+        Speed of one core of the usual host, over that of an AMD EPYC 7742, on which host times of engines are stated.
     price_usd_per_s : float or None
         List price of one device; None where no public one is known.
     peak_flops_per_s : mapping
@@ -94,6 +96,7 @@ class HardwareProfile(Frozen):
     clock_hz: Positive
     tdp_w: Positive
     idle_w: Annotated[float, Field(ge=0)] = 0.0
+    host_speed: Positive = 1.0
     price_usd_per_s: Positive | None = None
     peak_flops_per_s: FrozenMap[Positive]
     links: tuple[Link, ...] = ()
@@ -266,6 +269,7 @@ def _set(values: dict[str, Any], key: str, number: float | None, change: str) ->
     known = {k for k, v in values.items() if isinstance(v, int | float)} - {"schema_version"}
     known |= {f"peak_flops_per_s.{p}" for p in values["peak_flops_per_s"]}
     known |= {f"links.{x['kind']}.{f}" for x in values.get("links", []) for f in ("bandwidth_bytes_per_s", "latency_s")}
-    if key not in known | {"price_usd_per_s", "idle_w"}:
-        raise unknown("what-if key", key, known)
+    optional = {"price_usd_per_s", "idle_w", "host_speed"}
+    if key not in known | optional:
+        raise unknown("what-if key", key, known | optional)
     values[key] = number

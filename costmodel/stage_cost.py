@@ -110,8 +110,6 @@ class StageCost:
         Its time by kind of operator [s].
     below_s, above_s : tuple of float
         How far errors of each kind, and last of the host, may move it to either side [s].
-    below_s, above_s : tuple of float
-        How far errors of each kind may move that to either side [s]; empty where the engine states none.
     busy_s : float
         Its time if no two pipeline stages worked at once: what one stage of devices is busy for, stages added [s].
     step_time_s : tuple of float
@@ -128,8 +126,8 @@ class StageCost:
     link_bytes: float = 0.0
     shares: tuple[tuple[Bound, float], ...] = (("none", 1.0),)
     kind_s: tuple[float, ...] = (0.0,) * N_KINDS
-    below_s: tuple[float, ...] = (0.0,) * N_KINDS
-    above_s: tuple[float, ...] = (0.0,) * N_KINDS
+    below_s: tuple[float, ...] = (0.0,) * (N_KINDS + 1)
+    above_s: tuple[float, ...] = (0.0,) * (N_KINDS + 1)
     busy_s: float = 0.0
     step_time_s: tuple[float, ...] = ()
     priced: Priced | None = None
@@ -257,7 +255,7 @@ def _shares(
 
 def _step_times(evaluator: Evaluator, points: Points, operators_s: Array) -> tuple[float, ...]:
     """Return the first, the middle and the last step [s]."""
-    host_s = float(evaluator.overhead_s("decode")) + evaluator.query.engine.step_host_s
+    host_s = float(evaluator.overhead_s("decode") + evaluator.host_s("decode"))
     floor = evaluator.host_floor_s("decode", points)
     steps_s = operators_s.sum(axis=0) if floor is None else np.maximum(operators_s.sum(axis=0), floor)
     return tuple((steps_s[:3] + host_s).tolist())

@@ -362,8 +362,8 @@ def direct_s(query, hardware, stage, points):
 
 def assert_paths_agree(query, hardware):
     structure, evaluator, turn = Structure.of(query), Evaluator.of(query, hardware), query.turns[0]
-    times, engine = evaluator.turn(turn), query.engine
-    hosts_s = {"prefill": engine.request_host_s, "decode": engine.step_host_s}
+    times = evaluator.turn(turn)
+    hosts_s = {stage: evaluator.host_s(stage) for stage in ("prefill", "decode")}
     for stage in DEVICE_STAGES:
         if stage == "decode":
             points, expected = decode_points(query, structure, turn, detailed=False), times.decode_step_s
