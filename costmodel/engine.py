@@ -88,7 +88,7 @@ class EngineProfile(Frozen):
     kv_block_tokens : float
         Tokens of the smallest piece of cache that is allocated.
     step_host_s, request_host_s : float
-        Time of the host that a decode step, and a prefill, waits for, on a host of `HardwareProfile.host_speed` one [s].
+        Time of the host that a decode step, and a prefill, waits for, where `HardwareProfile.host_speed` is one [s].
     sequence_host_s : float
         What each sequence of a step or prefill adds to that [s].
     layer_host_s : mapping
