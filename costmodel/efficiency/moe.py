@@ -120,7 +120,7 @@ class Routing:
             Rows of the device over `tokens * top_k`.
         """
         tokens = np.asarray(tokens, dtype=float)
-        missed = (1 - top_k / experts) ** np.maximum(tokens * replicas, 1.0)
+        missed = max(1 - top_k / experts, 0.0) ** np.maximum(tokens * replicas, 1.0)
         rows = np.maximum(tokens * (top_k * load), 1.0)
         active = np.minimum(local_experts * (1 - missed), rows)
         return Routing(rows, active, np.maximum(active[..., None], rows[..., None] / ROW_TILES + active[..., None] / 2))
