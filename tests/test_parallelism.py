@@ -461,7 +461,7 @@ def test_a_pair_talks_over_its_bridge_and_more_over_the_bus():
     assert (pair.kind, bus.kind) == ("nvlink", "pcie")
     two, four = (at(GROUPED, text(4000), device=device, tp=tp).stages["prefill"] for tp in (2, 4))
     ratio = (3 / 4) / (1 / 2) * pair.bandwidth_bytes_per_s / bus.bandwidth_bytes_per_s
-    # On a bus the bandwidth falls with every device more, so the measured exchanges are slower than the links alone say.
+    # on a bus the bandwidth falls with every device more, so measured exchanges are slower than the links alone say
     assert four.kind_s[Kind.COLLECTIVE] / two.kind_s[Kind.COLLECTIVE] > 0.9 * ratio
 
 
