@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from costmodel.base import Quantity
-from costmodel.operators import Kind, Operator
+from costmodel.operators import HOST, Kind, Operator
 from costmodel.shapes import CollectiveShape, GemmShape, MoveShape
 from costmodel.units import BITS_PER_BYTE
 
@@ -251,6 +251,11 @@ def send(name: str, rows: Quantity, *, numbers: float, n_hops: int, run: Run) ->
     """Return the passing on of `numbers` values a row between pipeline stages, one hop after another [bytes]."""
     shape = CollectiveShape("send_recv", numbers * run.widths.state_bytes / run.widths.tp, hops=n_hops)
     return _exchange(name, rows, shape, sent=shape.row_bytes * n_hops, peers=run.widths.tp * (n_hops + 1), run=run)
+
+
+def host_copy(name: str, copied_bytes: Quantity, *, messages: Quantity, repeats: int = 1) -> Operator:
+    """Return a copy between the device and its host, in so many pieces one after another [bytes]."""
+    return Operator(name, Kind.COPY, repeats, link_bytes=copied_bytes, messages=messages, launches=messages, peers=HOST)
 
 
 def _exchange(name: str, rows: Quantity, shape: CollectiveShape, *, sent: float, peers: int, run: Run) -> Operator:

@@ -80,18 +80,34 @@ class Evaluator:
         return found
 
     def overheads(self, stage: Stage) -> list[tuple[Operator, float]]:
-        """Return the operators that techniques add to a stage (of decode, to one step) with their times [s]."""
-        return [(o, float(operator_s(o, self.kernels))) for o in self._added(stage)]
+        """Return the operators that techniques add to a stage (of decode, to one step) with their times [s].
 
-    def _added(self, stage: Stage) -> list[Operator]:
-        return [o for overhead in self.query.overheads if overhead.stage == stage for o in overhead.operators]
+        Hidden ones count for what the stage waits for them.
+        """
+        found = [(o, float(operator_s(o, self.kernels))) for o in self._added(stage, hidden=False)]
+        hidden = [(o, float(operator_s(o, self.kernels))) for o in self._added(stage, hidden=True)]
+        together = sum(seconds for _, seconds in hidden)
+        if together:
+            waits = float(self.waiting_s(stage, self._serial_s(stage, self.query.turns[0])))
+            found += [(o, seconds * waits / together) for o, seconds in hidden]
+        return found
+
+    def _added(self, stage: Stage, *, hidden: bool) -> list[Operator]:
+        wanted = (o for o in self.query.overheads if o.stage == stage and o.hidden == hidden)
+        return [operator for overhead in wanted for operator in overhead.operators]
 
     def overhead_s(self, stage: Stage) -> Quantity:
-        """Return what techniques add to a stage, of decode to one step [s]."""
+        """Return what techniques add to a stage one after another, of decode to one step [s]."""
         if not self.query.overheads:
             return 0.0
-        found = self._added(stage)
-        return sum((operator_s(o, self.kernels) for o in found), start=0.0)
+        return sum((operator_s(o, self.kernels) for o in self._added(stage, hidden=False)), start=0.0)
+
+    def waiting_s(self, stage: Stage, stage_s: Quantity) -> Quantity:
+        """Return how long a stage, of decode one step, waits for what techniques run beside it [s]."""
+        if not self.query.overheads:
+            return 0.0
+        beside = sum((operator_s(o, self.kernels) for o in self._added(stage, hidden=True)), start=0.0)
+        return np.maximum(beside - stage_s, 0.0)
 
     def bound(self, operator: Operator) -> Literal["compute", "memory"]:
         """Return the roof that binds an operator of a technique."""
@@ -122,21 +138,30 @@ class Evaluator:
             times = np.maximum(times, floor)
         return list(times.reshape(len(points.counts), -1)) if self.is_sweep else times.tolist()
 
-    def _stage_s(self, stage: Stage, turn: Turn) -> Quantity:
-        counts, times = self.points(stage, turn).counts, self._point_times(stage, turn)
-        return sum((count * time for count, time in zip(counts, times, strict=True)), start=self.overhead_s(stage))
+    def _serial_s(self, stage: Stage, turn: Turn) -> Quantity:
+        """Return the time of a stage, of decode of the mean step, before it waits for anything beside it [s]."""
+        if stage == "preprocess":
+            return preprocess_s(self.query, self.hardware, turn) + self.overhead_s(stage)
+        times = self._point_times(stage, turn)
+        if stage == "decode":
+            return times[-1] + self.overhead_s(stage) + self.host_s(stage)
+        counts = self.points(stage, turn).counts
+        total = sum((count * time for count, time in zip(counts, times, strict=True)), start=self.overhead_s(stage))
+        return total + self.host_s(stage) if stage == "prefill" else total
 
-    def _decode_step_s(self, turn: Turn) -> Quantity:
-        return self._point_times("decode", turn)[-1] + self.overhead_s("decode") + self.host_s("decode")
+    def stage_s(self, stage: Stage, turn: Turn) -> Quantity:
+        """Return the time of a stage, of decode of the mean step [s]."""
+        serial = self._serial_s(stage, turn)
+        return serial + self.waiting_s(stage, serial)
 
     def turn(self, turn: Turn) -> TurnTimes:
         """Return the times of a turn, as arrays of one or more points."""
         return TurnTimes(
-            preprocess_s=preprocess_s(self.query, self.hardware, turn) + self.overhead_s("preprocess"),
-            encode_s=self._stage_s("encode", turn),
-            adapt_s=self._stage_s("adapt", turn),
-            prefill_s=self._stage_s("prefill", turn) + self.host_s("prefill"),
-            decode_step_s=self._decode_step_s(turn),
+            preprocess_s=self.stage_s("preprocess", turn),
+            encode_s=self.stage_s("encode", turn),
+            adapt_s=self.stage_s("adapt", turn),
+            prefill_s=self.stage_s("prefill", turn),
+            decode_step_s=self.stage_s("decode", turn),
             steps=decode_steps(self.query, turn),
         )
 
@@ -161,7 +186,7 @@ def preprocess_s(query: Query, hardware: HardwareProfile, turn: Turn) -> Quantit
     decoding = media.image_pixels * cost.decode_s_per_pixel + media.frame_pixels * cost.frame_s_per_pixel
     work = (decoding + media.resized_pixels * cost.resize_s_per_pixel) * turn.visual_share
     rounds = np.ceil(query.replica_batch / cost.workers)  # requests are dealt out whole
-    return work * rounds + pixel_copy_bytes(query, turn) / _host_bandwidth_bytes_per_s(hardware)
+    return work * rounds + pixel_copy_bytes(query, turn) / _pixel_bandwidth_bytes_per_s(hardware)
 
 
 def pixel_copy_bytes(query: Query, turn: Turn) -> Quantity:
@@ -172,6 +197,6 @@ def pixel_copy_bytes(query: Query, turn: Turn) -> Quantity:
     return query.media.patches * query.replica_batch * turn.visual_share * vision.patch_width * PIXEL_BYTES
 
 
-def _host_bandwidth_bytes_per_s(hardware: HardwareProfile) -> float:
+def _pixel_bandwidth_bytes_per_s(hardware: HardwareProfile) -> float:
     links = [link.bandwidth_bytes_per_s for link in hardware.links if link.kind == "pcie"]
     return max(links, default=np.inf)

@@ -143,6 +143,19 @@ class HardwareProfile(Frozen):
         widths = ", ".join(str(b) for b in able)
         raise Unsupported(f"activation_bits={bits} has no matrix unit on {self.name}, which has {widths} bits")
 
+    def host_link(self) -> Link:
+        """Return the link to the host.
+
+        Raises
+        ------
+        Unsupported
+            If the profile has none.
+        """
+        found = [link for link in self.links if link.kind == "pcie"]
+        if not found:
+            raise Unsupported(f"{self.name} has no link to its host in its profile; keep everything on the device")
+        return max(found, key=lambda link: link.bandwidth_bytes_per_s)
+
     def link(self, devices: int) -> Link:
         """Return the fastest link that joins this many devices.
 

@@ -39,6 +39,8 @@ class Memory:
         Memory of the device, and the share of it that the engine may use.
     block_bytes : float
         One block of the cache in all layers; 0 where the model caches nothing that grows.
+    host_kv_bytes : float
+        Cached keys and values that are kept on the host.
     """
 
     vision_weights_bytes: float
@@ -50,6 +52,7 @@ class Memory:
     capacity_bytes: float
     usable_bytes: float
     block_bytes: float
+    host_kv_bytes: float = 0.0
 
     @property
     def weights_bytes(self) -> float:
@@ -94,6 +97,7 @@ def memory(query: Query, hardware: HardwareProfile, structure: Structure | None 
         capacity_bytes=hardware.memory_bytes,
         usable_bytes=hardware.memory_bytes * engine.memory_fraction,
         block_bytes=engine.kv_block_tokens * bytes_per_token(structure),
+        host_kv_bytes=float(query.replica_batch * host_kv_bytes_per_request(query, structure)),
     )
 
 
@@ -151,19 +155,34 @@ def entry_bytes_per_token(entry: KVEntry, n_devices: int) -> float:
 
 def bytes_per_token(structure: Structure) -> float:
     """Return the bytes that one token takes in the growing caches of one device [bytes]."""
-    tp, growing = structure.parallelism.tp, [entry for entry in structure.kv if entry.grows]
+    tp, growing = structure.parallelism.tp, [e for e in structure.kv if e.grows and e.placement == "gpu"]
     return sum(entry_bytes_per_token(entry, tp) for entry in growing) * stage_share(structure)
 
 
 def kv_bytes_per_request(query: Query, structure: Structure | None = None) -> Quantity:
-    """Return the cache of one request on one device when its answer ends, in whole blocks [bytes]."""
+    """Return the cache of one request on one device when its answer ends, in whole blocks [bytes].
+
+    Of a cache on the host, the device holds what a step reads.
+    """
     structure = structure or Structure.of(query)
     total: Quantity = 0.0
     for entry in structure.kv:
-        block = query.engine.kv_block_tokens if entry.grows else 1.0
-        tokens = np.ceil(kept_tokens(query, entry) / block) * block
-        total = total + tokens * entry_bytes_per_token(entry, query.parallelism.tp)
+        here = 1.0 if entry.placement == "gpu" else entry.read_share
+        total = total + here * _entry_bytes(query, entry)
     return total * stage_share(structure)
+
+
+def host_kv_bytes_per_request(query: Query, structure: Structure) -> Quantity:
+    """Return the cache of one request on the host of one device [bytes]."""
+    away = (entry for entry in structure.kv if entry.placement != "gpu")
+    total: Quantity = sum((_entry_bytes(query, entry) for entry in away), start=0.0)
+    return total * stage_share(structure)
+
+
+def _entry_bytes(query: Query, entry: KVEntry) -> Quantity:
+    block = query.engine.kv_block_tokens if entry.grows else 1.0
+    tokens = np.ceil(kept_tokens(query, entry) / block) * block
+    return tokens * entry_bytes_per_token(entry, query.parallelism.tp)
 
 
 def max_batch(query: Query, hardware: HardwareProfile, structure: Structure | None = None) -> int:

@@ -33,11 +33,16 @@ class Kind(IntEnum):
     MOE_GEMM = 6
     DEQUANT_GEMM = 7
     DEQUANT_MOE_GEMM = 8
+    COPY = 9
 
     @property
     def label(self) -> str:
         """Name in files and tables."""
         return self.name.lower()
+
+
+HOST: Final = 0
+"""In place of the number of peers: the device exchanges bytes with its host."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +68,7 @@ class Operator:
     bits : int
         Width of the matrix product.
     peers : int
-        Devices that exchange messages, whose link counts.
+        Devices that exchange messages, whose link counts; `HOST` for a copy from or to the host.
     rows, pairs, keys : float or ndarray
         What goes through a product or attention: tokens, query-key pairs, and keys read.
     shape : GemmShape, ExpertsShape, AttentionShape, CollectiveShape, MoveShape or None

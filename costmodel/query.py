@@ -104,8 +104,8 @@ class KVEntry:
         Share of the kept tokens that a step reads.
     bits : float
         Width of keys and values.
-    placement : {"gpu", "host", "disk"}
-        Where they are kept.
+    placement : {"gpu", "host"}
+        Where they are kept; what a step reads of a cache on the host is fetched anew for it.
     grows : bool
         Whether generated tokens are added.
     """
@@ -118,7 +118,7 @@ class KVEntry:
     fixed_tokens: Quantity = 0.0
     read_share: Quantity = 1.0
     bits: float = 16
-    placement: Literal["gpu", "host", "disk"] = "gpu"
+    placement: Literal["gpu", "host"] = "gpu"
     grows: bool = True
 
     @property
@@ -161,11 +161,14 @@ class Overhead:
         Its work, with numbers (or arrays) in the columns.
     peak_bytes : float or ndarray
         Memory it needs while it runs [bytes].
+    hidden : bool
+        Whether it runs beside the stage, which it lengthens only where it takes longer: a copy that is prefetched.
     """
 
     stage: Stage
     operators: tuple[Operator, ...]
     peak_bytes: Quantity = 0.0
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from costmodel.base import Array
 from costmodel.hardware import HardwareProfile
-from costmodel.operators import ACTIVATION, FLOPS, KV, LAUNCHES, LINK, MESSAGES, WEIGHT, Kind, OperatorTable
+from costmodel.operators import ACTIVATION, FLOPS, HOST, KV, LAUNCHES, LINK, MESSAGES, WEIGHT, Kind, OperatorTable
 
 MANY_POINTS: Final = 64
 """From here on products with few sums, group by group, beat one product with all of them."""
@@ -52,8 +52,7 @@ class Rates:
         compute, bandwidth, cycles = by_kind[:, table.kinds]
         peaks = {int(b): hardware.peak_flops_per_s[hardware.precision(int(b))] for b in set(table.bits.tolist())}
         peak = np.array([peaks[int(bits)] for bits in table.bits])
-        reached = float(by_kind[1, Kind.COLLECTIVE])
-        links = {n: _link(hardware, reached, n) for n in set(table.peers.tolist())}
+        links = {n: _link(hardware, by_kind, n) for n in set(table.peers.tolist())}
         rates_and_latencies = np.array([links[n] for n in table.peers.tolist()]).reshape(-1, 2)
         return Rates(
             compute_flops_per_s=peak * compute,
@@ -64,12 +63,15 @@ class Rates:
         )
 
 
-def _link(hardware: HardwareProfile, reached: float, n_devices: int) -> tuple[float, float]:
-    """Return the reached bandwidth and the latency of the link between so many devices."""
+def _link(hardware: HardwareProfile, by_kind: Array, n_devices: int) -> tuple[float, float]:
+    """Return the reached bandwidth and the latency of the link between so many devices, or to the host."""
     if n_devices == 1:
         return np.inf, 0.0
+    if n_devices == HOST:
+        host = hardware.host_link()
+        return host.bandwidth_bytes_per_s * float(by_kind[1, Kind.COPY]), host.latency_s
     link = hardware.link(n_devices)
-    return link.rate_bytes_per_s(n_devices) * reached, link.latency_s
+    return link.rate_bytes_per_s(n_devices) * float(by_kind[1, Kind.COLLECTIVE]), link.latency_s
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,7 +126,7 @@ def roofs_of(table: OperatorTable, rates: Rates) -> Array:
         work[FLOPS] / rates.compute_flops_per_s[:, None] * repeats,
         traffic / rates.memory_bytes_per_s[:, None] * repeats,
     ]
-    if (table.peers > 1).any():
+    if (table.peers != 1).any():
         sending = work[LINK] / rates.link_bytes_per_s[:, None] + work[MESSAGES] * rates.latency_s[:, None]
         roofs.append(sending * repeats)
     return np.array(roofs)

@@ -16,13 +16,25 @@ import numpy as np
 from costmodel import equations
 from costmodel.adapting import adapter_operators
 from costmodel.base import Quantity
-from costmodel.blocks import FUSED, Execution, Run, Widths, Work, all_gather, all_reduce, elementwise, gemm, send
+from costmodel.blocks import (
+    FUSED,
+    Execution,
+    Run,
+    Widths,
+    Work,
+    all_gather,
+    all_reduce,
+    elementwise,
+    gemm,
+    host_copy,
+    kv_bytes_each,
+    send,
+)
 from costmodel.deployment import Parallelism, Precision
-from costmodel.errors import Unsupported
 from costmodel.ffns import layer
 from costmodel.layers import CrossAttentionSpec, LayerSpec
 from costmodel.memo import Cache, remember
-from costmodel.mixers import attend, cross_keys
+from costmodel.mixers import attend, cached_width_on_device, cross_keys
 from costmodel.models import ModelSpec
 from costmodel.operators import Kind, Operator, OperatorTable
 from costmodel.query import KVEntry, Query, Segment, Stage
@@ -108,9 +120,6 @@ class Structure:
     @staticmethod
     def of(query: Query) -> Structure:
         """Return the structure of a query, from the model's cache when it was made before."""
-        away = [entry.placement for entry in query.kv if entry.placement != "gpu"]
-        if away:
-            raise Unsupported(f"KVEntry.placement={away[0]!r} is not priced yet; keep the cache on the gpu")
         pricing, execution = query.engine.pricing, query.engine.execution
         key = (query.encoder, query.decoder, query.kv, query.precision, query.parallelism, pricing, execution)
         return remember(
@@ -173,7 +182,7 @@ class Structure:
             stage, self.decoder
         )
         layers = tuple(part.structure for part in parts)
-        cached = tuple(entry.structure for entry in self.kv) if stage == "decode" else ()
+        cached = tuple((*entry.structure, entry.placement) for entry in self.kv) if stage == "decode" else ()
         return stage, self.pricing, self.execution, self.precision, self.parallelism, layers, cached
 
 
@@ -254,6 +263,10 @@ def decode(structure: Structure, sums: Sums) -> list[Operator]:
         label = "decode" if len(structure.kv) == 1 else f"decode.cache{i}"
         run = Run(sums.passes, replace(widths, kv_bits=entry.bits), entry.n_layers)
         execution = structure.execution
+        if entry.placement != "gpu":
+            key_bytes = cached_width_on_device(entry.mixer, widths.tp) * kv_bytes_each(entry.bits)
+            fetched = work.keys * key_bytes
+            operators.append(host_copy(f"{label}.fetch", fetched, messages=sums.passes, repeats=entry.n_layers))
         operators += attend(label, work, entry.mixer, kind=Kind.DECODE_ATTENTION, run=run, execution=execution)
     return operators
 

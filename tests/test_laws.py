@@ -706,11 +706,40 @@ def test_a_cache_that_does_not_grow_stays():
     assert first == last
 
 
-def test_a_cache_that_is_not_on_the_device_is_refused_rather_than_free():
-    query = plain()
-    away = tuple(replace(entry, placement="host") for entry in query.kv)
-    with pytest.raises(Unsupported, match="placement='host'"):
-        evaluate(replace(query, kv=away), load_hardware(A100))
+def test_a_cache_on_the_host_is_fetched_for_every_step_and_frees_the_device():
+    query, hardware = plain(), load_hardware(A100)
+    away = replace(query, kv=tuple(replace(entry, placement="host") for entry in query.kv))
+    here, there = evaluate(query, hardware), evaluate(away, hardware)
+    link, copy, turn = hardware.host_link(), query.engine.kind(Kind.COPY), query.turns[0]
+    read, starts_s = 0.0, copy.start_cycles / hardware.clock_hz + link.latency_s
+    for entry in query.kv:
+        tokens = float(entry.mean_reads(prompt_in_cache(query, entry, turn), 31.0))
+        read += entry.n_layers * entry.mixer.cached_width * 2 * tokens
+    fetched_s = read / (link.bandwidth_bytes_per_s * copy.bandwidth_fraction)
+    fetched_s += starts_s * sum(entry.n_layers for entry in query.kv)
+    assert there.tpot_s - here.tpot_s == pytest.approx(fetched_s, rel=1e-9)
+    assert there.ttft_s == here.ttft_s
+    assert there.memory.host_kv_bytes == here.memory.kv_bytes
+    archive = replace(query, kv=tuple(replace(e, placement="host", read_share=0.0) for e in query.kv))
+    assert evaluate(archive, hardware).memory.kv_bytes == 0.0
+    with pytest.raises(Unsupported, match="no link to its host"):
+        evaluate(away, load_hardware("tpu-v5e-16gb"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_runs_beside_a_stage_counts_where_it_takes_longer(stage):
+    query, hardware = plain(), load_hardware(A100)
+    before = evaluate(query, hardware)
+    own = {"decode": float(before.tpot_s)}.get(stage, before.stages[stage].time_s)
+    for share, waits in ((0.5, 0.0), (3.0, 2.0)):
+        work = Operator("beside", Kind.GEMM, flops=1e12)
+        unit = float(operator_s(work, kernels_of(query, hardware)))
+        beside = replace(work, flops=1e12 * share * own / unit)
+        after = evaluate(replace(query, overheads=(Overhead(stage, (beside,), hidden=True),)), hardware)
+        grown = after.tpot_s - before.tpot_s if stage == "decode" else after.ttft_s - before.ttft_s
+        assert grown == pytest.approx(waits * own, rel=1e-6, abs=1e-12)
+        stages = after.stages[stage]
+        assert sum(dict(stages.shares).values()) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("stage", STAGES)
