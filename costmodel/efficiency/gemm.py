@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from costmodel.base import Array, Quantity
 from costmodel.efficiency.common import (
@@ -31,6 +33,8 @@ MOST_ROUNDS: Final = 2.0
 PARTIAL_BYTES: Final = 8.0
 """Written and read again for one partial sum of a split [bytes]."""
 RESIDENCY_SHARPNESS: Final = 8.0
+QUANTISED_BYTES: Final = 3.0
+"""Read at 16 bits and written at 8, for one value that is quantised before a product [bytes]."""
 
 
 class GemmCurve(Curve):
@@ -108,24 +112,78 @@ def gemm_s(
     .. [1] S. Williams et al., "Roofline", Commun. ACM 52(4), 2009.
     .. [2] NVIDIA, "Matrix Multiplication Background User's Guide", tile and wave quantisation.
     """
-    m, k, n = (np.asarray(x, dtype=float)[..., None, None] for x in np.broadcast_arrays(rows, d_in, d_out))
+    widths = (bytes_per_value, weight_bytes or bytes_per_value, output_bytes)
+    shape = Product.of((rows, d_in, d_out), widths)
+    resident_bytes = resident_share * chip.l2_bytes
+    best = _best_s(shape, SPLITS[:1], chip, curve, resident_bytes)
+    few = np.ceil(shape.m / TILES[:, 0].max()) * np.ceil(shape.n / TILES[:, 1].max()) * SPLITS[1]
+    may_split = few <= MOST_ROUNDS * chip.core_count
+    if may_split.any():
+        split = _best_s(shape.only(may_split), SPLITS[1:], chip, curve, resident_bytes)
+        best[may_split] = np.minimum(best[may_split], split)
+    quantising = curve.quantise_passes * QUANTISED_BYTES * shape.m * shape.k
+    memory_s_per_byte = 1 / (curve.bandwidth_fraction * chip.bandwidth_bytes_per_s)
+    total_s: Array = curve.start_cycles / chip.clock_hz + best + quantising * memory_s_per_byte
+    return total_s.reshape(shape.form)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """Products, flattened.
+
+    Parameters
+    ----------
+    m, k, n : ndarray, shape (n_products,)
+        Their shapes.
+    row_bytes, weight_bytes, output_bytes : float
+        Width of a value of the input, the weight and the output [bytes].
+    form : tuple of int
+        Shape of the arrays that they came in.
+    """
+
+    m: Array
+    k: Array
+    n: Array
+    row_bytes: float
+    weight_bytes: float
+    output_bytes: float
+    form: tuple[int, ...]
+
+    @staticmethod
+    def of(sides: tuple[Quantity, Quantity, Quantity], widths: tuple[float, float, float]) -> Product:
+        """Broadcast and flatten rows, d_in and d_out."""
+        arrays = np.broadcast_arrays(*(np.asarray(side, dtype=float) for side in sides))
+        m, k, n = (array.ravel() for array in arrays)
+        return Product(m, k, n, *widths, form=arrays[0].shape)
+
+    def only(self, chosen: NDArray[np.bool_]) -> Product:
+        """Return some of them."""
+        return replace(self, m=self.m[chosen], k=self.k[chosen], n=self.n[chosen])
+
+    @property
+    def traffic_bytes(self) -> Array:
+        """Operands read and output written once."""
+        operands = self.m * self.k * self.row_bytes + self.k * self.n * self.weight_bytes
+        return operands + self.m * self.n * self.output_bytes
+
+
+def _best_s(shape: Product, splits: Array, chip: Chip, curve: GemmCurve, resident_bytes: float) -> Array:
+    """Return the time of products under their best tile and split, without the start of the kernel [s]."""
+    m, k, n = (x[:, None, None] for x in (shape.m, shape.k, shape.n))
     tile_m, tile_n = TILES[:, 0, None], TILES[:, 1, None]
-    rounds = np.ceil(m / tile_m) * np.ceil(n / tile_n) * SPLITS
-    depth = np.maximum(k / SPLITS, np.where(SPLITS > 1, LEAST_SLICE, 0.0))
+    rounds = np.ceil(m / tile_m) * np.ceil(n / tile_n) * splits
+    depth = np.maximum(k / splits, np.where(splits > 1, LEAST_SLICE, 0.0))
     busy = waves(rounds, chip.core_count, curve.wave_quantisation) * chip.core_count
-    flops = busy * (depth + curve.ramp_elements) * 2 * tile_m * tile_n
+    flops = busy * (depth + curve.ramp_elements) * (2 * tile_m * tile_n)
     compute = droop(flops / (curve.compute_fraction * chip.peak_flops_per_s), curve.droop_fraction)
     feed_s_per_byte = curve.balance_flops_per_byte / chip.base_flops_per_s
-    each = bytes_per_value if weight_bytes is None else weight_bytes
-    stream = busy * (tile_m * bytes_per_value + tile_n * each) * depth * feed_s_per_byte
-    traffic = m * k * bytes_per_value + k * n * each + m * n * output_bytes
-    cold = cold_share(traffic, resident_share * chip.l2_bytes, RESIDENCY_SHARPNESS)
+    stream = busy * depth * ((tile_m * shape.row_bytes + tile_n * shape.weight_bytes) * feed_s_per_byte)
+    traffic = shape.traffic_bytes
+    cold = cold_share(traffic, resident_bytes, RESIDENCY_SHARPNESS)
     memory = traffic * cold / (curve.bandwidth_fraction * chip.bandwidth_bytes_per_s)
-    adding = curve.split_cycles / chip.clock_hz + PARTIAL_BYTES * SPLITS * m * n * feed_s_per_byte
-    total = soft_max(curve.norm, compute, stream, memory) + np.where(SPLITS > 1, adding, 0.0)
-    total = np.where((SPLITS > 1) & (rounds > MOST_ROUNDS * chip.core_count), np.inf, total)
+    total = soft_max(curve.norm, compute, stream, memory[:, None, None])
+    if splits[-1] > 1:
+        total = total + curve.split_cycles / chip.clock_hz + PARTIAL_BYTES * splits * m * n * feed_s_per_byte
+        total = np.where(rounds > MOST_ROUNDS * chip.core_count, np.inf, total)
     best: Array = total.min(axis=(-2, -1))
-    quantising = curve.quantise_passes * 3 * (m * k)[..., 0, 0]  # 16 bits read, 8 written
-    bandwidth = curve.bandwidth_fraction * chip.bandwidth_bytes_per_s
-    total_s: Array = curve.start_cycles / chip.clock_hz + best + quantising / bandwidth
-    return total_s
+    return best
