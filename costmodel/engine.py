@@ -131,6 +131,8 @@ class EngineProfile(Frozen):
         Whether a step writes the whole cache anew to append a token, instead of filling pages.
     repeats_heads : bool
         Whether keys and values are copied for every query head before attention.
+    fuses_elementwise : bool
+        Whether norms, activations and rotations are one kernel each, not the several that PyTorch has for them.
     memory_fraction : float
         Share of the device memory that the engine may use.
     reserve_bytes : float
@@ -167,6 +169,7 @@ class EngineProfile(Frozen):
     host_high: NotNegative | None = None
     concatenates_cache: bool = False
     repeats_heads: bool = False
+    fuses_elementwise: bool = True
     memory_fraction: Share = 1.0
     reserve_bytes: NotNegative = 0.0
     compute_power_fraction: Share
@@ -209,7 +212,9 @@ class EngineProfile(Frozen):
     @functools.cached_property
     def execution(self) -> Execution:
         """How it runs what models leave open."""
-        return Execution(self.executes_everything, self.concatenates_cache, self.repeats_heads)
+        return Execution(
+            self.executes_everything, self.concatenates_cache, self.repeats_heads, apart=not self.fuses_elementwise
+        )
 
     @functools.cached_property
     def by_kind(self) -> Array:

@@ -41,7 +41,16 @@ FAMILY_FILES = sorted(
 )
 
 UNIT = re.compile(r"_(bytes|bytes_per_s|hz|w|s|usd_per_s|count|fraction|cycles|tokens|s_per_pixel|g_per_j)$")
-PURE = {"schema_version", "devices", "workers", "low", "high", "host_speed", "host_low", "host_high"}  # numbers without a unit
+PURE = {
+    "schema_version",
+    "devices",
+    "workers",
+    "low",
+    "high",
+    "host_speed",
+    "host_low",
+    "host_high",
+}  # numbers without a unit
 
 
 def stems(files):
