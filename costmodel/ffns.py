@@ -19,8 +19,8 @@ MATRICES: Final = 3
 NORM_NUMBERS: Final[Mapping[Norm, int]] = {"rms": 21, "layer": 5, "layer_no_bias": 5}
 """16-bit numbers that a residual addition and a norm read and write for each of their width, as PyTorch runs them.
 
-Three for the addition; `torch.layer_norm` is one kernel; `LlamaRMSNorm` of `transformers` widens to 32 bits (3), squares
-(4), averages (2), scales (4), narrows (3) and multiplies by its gain (2).
+Three for the addition; `torch.layer_norm` is one kernel; `LlamaRMSNorm` of `transformers` widens to 32 bits (3),
+squares (4), averages (2), scales (4), narrows (3) and multiplies by its gain (2).
 """
 
 

@@ -15,8 +15,8 @@ TITLE: Final = "Splitwise prompt and token times"
 FILE: Final = "splitwise.csv"
 SOURCE: Final = "splitwise"
 NOTE: Final = (
-    "Medians of 5 to 15 runs at 16 bits. BLOOM-176B is priced as an OPT of its shape. Four requests on A100, from which "
-    "the engine's host times were derived, are not scored."
+    "Medians of 5 to 15 runs at 16 bits. BLOOM-176B is priced as an OPT of its shape. Four requests on A100, from "
+    "which the engine's host times were derived, are not scored."
 )
 
 
