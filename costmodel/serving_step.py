@@ -78,7 +78,8 @@ def step_operators(structure: Structure, sums: StepSums) -> list[Operator]:
     operators, widths = ends(structure, whole, "step"), structure.linear_widths
     names = labels(structure.decoder, "step")
     for name, segment, chunk in zip(names, structure.decoder, sums.chunks, strict=True):
-        spec, run = segment.layer, Run(sums.passes, widths, segment.n_layers)
+        spec, apart = segment.layer, structure.execution.apart
+        run = Run(sums.passes, widths, segment.n_layers, apart)
         rows = Work(sums.passes, chunk.rows + sums.decoding, 0.0 * sums.rows, 0.0 * sums.rows, chunk.touched)
         operators += layer(name, rows, spec, run=run, caches=True)
         alone = replace(run, passes=sums.chunk_passes)

@@ -214,16 +214,17 @@ def encode(structure: Structure, sums: Sums) -> list[Operator]:
     operators = [gemm("encode.patch_embedding", sums.rows, d_in=vision.patch_width, d_out=vision.width, run=once)]
     if vision.positions:
         operators.append(elementwise("encode.positions", sums.rows, numbers=3 * vision.width, run=once))
+    execution = replace(FUSED, apart=structure.execution.apart)
     named = zip(labels(structure.encoder, "encode"), structure.encoder, sums.works, strict=True)
     for label, segment, work in named:
-        operators += _layers(label, segment, work, Kind.ENCODER_ATTENTION, widths=widths, execution=FUSED)
+        operators += _layers(label, segment, work, Kind.ENCODER_ATTENTION, widths=widths, execution=execution)
     return operators
 
 
 def _layers(
     label: str, segment: Segment, work: Work, kind: Kind, *, widths: Widths, execution: Execution
 ) -> list[Operator]:
-    run, spec = Run(work.passes, widths, segment.n_layers), segment.layer
+    run, spec = Run(work.passes, widths, segment.n_layers, execution.apart), segment.layer
     eager = segment.implementation == "eager"
     operators = layer(label, work, spec, run=run, caches=kind != Kind.ENCODER_ATTENTION)
     if isinstance(spec.mixer, CrossAttentionSpec):
@@ -259,7 +260,8 @@ def decode(structure: Structure, sums: Sums) -> list[Operator]:
     rows = Work(sums.passes, sums.rows, 0.0 * sums.rows, 0.0 * sums.rows, sums.touched)
     for i, (spec, repeats) in enumerate(n_layers.items()):
         label = "decode" if len(n_layers) == 1 else f"decode.run{i}"
-        operators += layer(label, rows, spec, run=Run(sums.passes, widths, repeats), caches=True)
+        run = Run(sums.passes, widths, repeats, structure.execution.apart)
+        operators += layer(label, rows, spec, run=run, caches=True)
     return operators + cached_reads(structure, sums.works, "decode")
 
 
