@@ -27,7 +27,6 @@ from costmodel.blocks import (
     elementwise,
     gemm,
     host_copy,
-    kv_bytes_each,
     send,
 )
 from costmodel.deployment import Parallelism, Precision
@@ -182,7 +181,7 @@ class Structure:
             stage, self.decoder
         )
         layers = tuple(part.structure for part in parts)
-        cached = tuple((*entry.structure, entry.placement) for entry in self.kv) if stage == "decode" else ()
+        cached = tuple(entry.structure for entry in self.kv) if stage == "decode" else ()
         return stage, self.pricing, self.execution, self.precision, self.parallelism, layers, cached
 
 
@@ -261,10 +260,13 @@ def decode(structure: Structure, sums: Sums) -> list[Operator]:
         operators += layer(label, rows, spec, run=Run(sums.passes, widths, repeats), caches=True)
     for i, (entry, work) in enumerate(zip(structure.kv, sums.works, strict=True)):
         label = "decode" if len(structure.kv) == 1 else f"decode.cache{i}"
-        run = Run(sums.passes, replace(widths, kv_bits=entry.bits), entry.n_layers)
+        if not entry.is_read:
+            continue
+        kept = replace(widths, kv_bits=entry.bits, kv_scale_bits=entry.scale_bits)
+        run = Run(sums.passes, kept, entry.n_layers)
         execution = structure.execution
         if entry.placement != "gpu":
-            key_bytes = cached_width_on_device(entry.mixer, widths.tp) * kv_bytes_each(entry.bits)
+            key_bytes = cached_width_on_device(entry.mixer, widths.tp) * entry.bytes_each
             fetched = work.keys * key_bytes
             operators.append(host_copy(f"{label}.fetch", fetched, messages=sums.passes, repeats=entry.n_layers))
         operators += attend(label, work, entry.mixer, kind=Kind.DECODE_ATTENTION, run=run, execution=execution)
@@ -316,7 +318,8 @@ def _equation_6(structure: Structure, sums: Sums) -> list[Operator]:
         structure.model.decoder, sums, weight_bits=widths.weight_bits, n_devices=widths.tp
     )
     entries = zip(structure.kv, sums.works, strict=True)
-    return [weights, *(equations.cache_operator(entry, work, n_devices=widths.tp) for entry, work in entries)]
+    read = [(entry, work) for entry, work in entries if entry.is_read]
+    return [weights, *(equations.cache_operator(entry, work, n_devices=widths.tp) for entry, work in read)]
 
 
 Lister = Callable[[Structure, Sums], list[Operator]]
