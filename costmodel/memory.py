@@ -176,7 +176,8 @@ def kv_bytes_per_request(query: Query, structure: Structure | None = None) -> Qu
 
 def evicted_bytes_per_request(query: Query, structure: Structure) -> Quantity:
     """Return what prefill holds of one request's cache on one device, and no step [bytes]."""
-    tp, total = structure.parallelism.tp, 0.0
+    tp = structure.parallelism.tp
+    total: Quantity = 0.0
     for entry in structure.kv:
         total = total + evicted_tokens(query, entry) * entry_bytes_per_token(entry, tp)
     return total * stage_share(structure)

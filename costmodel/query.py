@@ -192,12 +192,15 @@ class Overhead:
         Memory it needs while it runs [bytes].
     hidden : bool
         Whether it runs beside the stage, which it lengthens only where it takes longer: a copy that is prefetched.
+    each_turn : bool
+        Whether a turn without pictures pays it too: a stream pays the others as its frames come.
     """
 
     stage: Stage
     operators: tuple[Operator, ...]
     peak_bytes: Quantity = 0.0
     hidden: bool = False
+    each_turn: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -42,7 +42,7 @@ def check_count(owner: str, field: str, value: Quantity | None, *, least: float 
 
 def check_scalar(owner: str, field: str, value: Quantity) -> None:
     """Refuse arrays where a value decides which operators there are."""
-    if isinstance(value, np.ndarray):
+    if np.ndim(value):
         raise ValueError(f"{owner}.{field} is structure and is not swept; give one number and predict each point")
 
 
@@ -205,7 +205,7 @@ def split_modalities(entry: KVEntry, visual_fraction: Quantity) -> tuple[KVEntry
 
 def seeing_prefix(query: Query, share: Quantity) -> tuple[Segment, ...]:
     """Return the decoder where later turns attend to this share of what is kept of earlier ones."""
-    if not any(np.any(turn.prefix_tokens) for turn in query.turns):
+    if is_one(share):
         return query.decoder
     return tuple(replace(segment, prefix_share=segment.prefix_share * share) for segment in query.decoder)
 

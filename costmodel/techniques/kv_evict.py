@@ -42,8 +42,8 @@ OBSERVED_ROWS: Final = 32.0
 class KVEvict:
     """Keep a budget of the prompt's keys and values.
 
-    Prefill is not faster: it runs whole, and scoring makes it longer. Its peak memory is that of the whole cache, unless
-    each layer evicts as it goes. Generated tokens are added as before.
+    Prefill is not faster: it runs whole, and scoring makes it longer. Its peak memory is that of the whole cache,
+    unless each layer evicts as it goes. Generated tokens are added as before.
 
     Parameters
     ----------
@@ -197,9 +197,7 @@ class KVEvict:
         spared, cut = (replace(entry, mixer=part) for part in parts)
         return (spared,), cut
 
-    def _cut(
-        self, entry: KVEntry, prompt: Prompt, query: Query, layers: tuple[int, int]
-    ) -> tuple[KVEntry, Quantity]:
+    def _cut(self, entry: KVEntry, prompt: Prompt, query: Query, layers: tuple[int, int]) -> tuple[KVEntry, Quantity]:
         """Return an entry after eviction, and the share of the prompt that it kept."""
         visual, other = prompt.seen_in(entry)
         base = visual if self.visual_only else visual + other
@@ -249,7 +247,9 @@ class KVEvict:
         if not self.heads:
             return None
         n_heads = key_heads(entry.mixer)
-        return remember(cache, ("head budgets", self.heads, n_heads, tp, self.ragged), lambda: self._by_device(n_heads, tp))
+        return remember(
+            cache, ("head budgets", self.heads, n_heads, tp, self.ragged), lambda: self._by_device(n_heads, tp)
+        )
 
     def _by_device(self, n_heads: int, n_devices: int) -> Array:
         """Return the multiples of the budget of a layer's heads, where they are read at their own length by device."""
@@ -258,9 +258,7 @@ class KVEvict:
             return each
         return _stretched(tuple(each), math.lcm(n_heads, n_devices)).reshape(n_devices, -1)
 
-    def _work(
-        self, before: KVEntry, after: KVEntry, prompt: Prompt, query: Query
-    ) -> tuple[list[Operator], Quantity]:
+    def _work(self, before: KVEntry, after: KVEntry, prompt: Prompt, query: Query) -> tuple[list[Operator], Quantity]:
         """Return what choosing among the tokens of an entry costs, and its peak [bytes]."""
         if self.score == "none" and not self.merges and self.masked:
             return [], 0.0

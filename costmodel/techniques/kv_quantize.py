@@ -40,9 +40,9 @@ FFT_FLOPS: Final = 2.5
 class KVQuantize:
     """Store keys and values in fewer bits.
 
-    A number takes its bits and its share of a 16-bit scale and zero point, 2 x 16 / group. Prefill computes at full width
-    and quantises what it leaves; a step reads the narrow cache. One stream gains little: the freed memory is room for a
-    larger batch (see `Prediction.max_batch`).
+    A number takes its bits and its share of a 16-bit scale and zero point, 2 x 16 / group. Prefill computes at full
+    width and quantises what it leaves; a step reads the narrow cache. One stream gains little: the freed memory is room
+    for a larger batch (see `Prediction.max_batch`).
 
     Parameters
     ----------
@@ -55,8 +55,8 @@ class KVQuantize:
     visual_only : bool
         Whether visual tokens alone are quantised: two entries. Layers with a window of their own are left as they are.
     fused : bool
-        Whether attention widens numbers as it reads them; otherwise every step writes a 16-bit copy and reads it, so that
-        b + 16 + 16 bits a number move instead of b, and holds that copy of a layer.
+        Whether attention widens numbers as it reads them; otherwise every step writes a 16-bit copy and reads it, so
+        that b + 16 + 16 bits a number move instead of b, and holds that copy of a layer.
     transform : {"none", "hadamard", "fft"}
         What spreads outliers along a head first. A rotation of keys and queries alike is never undone; a Fourier
         transform of the keys is, in every step.

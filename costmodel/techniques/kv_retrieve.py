@@ -11,7 +11,7 @@ from costmodel.base import Quantity
 from costmodel.blocks import host_copy
 from costmodel.errors import Unsupported
 from costmodel.operators import Kind, Operator
-from costmodel.query import KVEntry, Overhead, Query
+from costmodel.query import KVEntry, Overhead, Query, Stage
 from costmodel.techniques.kv_common import (
     Held,
     Prompt,
@@ -46,8 +46,8 @@ class KVRetrieve:
     window : float or ndarray
         Most recent visual tokens, read on top of them.
     placement : {"gpu", "host"}
-        Where the rest is kept. From the host, chunks come over the link layer by layer, r 2 L d_kv B bytes; on the device
-        they are gathered, once a turn, into a copy that steps read.
+        Where the rest is kept. From the host, chunks come over the link layer by layer, r 2 L d_kv B bytes; on the
+        device they are gathered, once a turn, into a copy that steps read.
     chunk_tokens : float or ndarray
         Tokens that are chosen together, and scored by the mean of their keys.
     scorer : {"mean_key", "external"}
@@ -85,9 +85,8 @@ class KVRetrieve:
     def __post_init__(self) -> None:
         """Refuse what cannot be read."""
         check_share("KVRetrieve", "read", self.read, zero=True)
-        for field in ("tokens", "window", "retriever_flops", "retriever_bytes"):
-            if getattr(self, field) is not None and np.min(getattr(self, field)) < 0:
-                raise ValueError(f"KVRetrieve.{field}={getattr(self, field)!r} must be 0 or more; 0 is none")
+        for name in ("tokens", "window", "retriever_flops", "retriever_bytes"):
+            check_count("KVRetrieve", name, getattr(self, name))
         check_count("KVRetrieve", "chunk_tokens", self.chunk_tokens, least=1)
         check_choice("KVRetrieve", "placement", self.placement, ("gpu", "host"))
         check_choice("KVRetrieve", "scorer", self.scorer, ("mean_key", "external"))
@@ -160,7 +159,7 @@ class KVRetrieve:
         return np.minimum(chosen + self.window / visual, 1.0)
 
     def _parts(self, entry: KVEntry, share: Quantity, prompt: Prompt) -> list[KVEntry]:
-        """Return what is read, and the archive of what is not: on the host a whole one, beside the copies of its parts."""
+        """Return what is read, and the archive of what is not: on the host a whole one, beside copies of its parts."""
         visual, on_host = prompt.visual_fraction, self.placement == "host"
         archived = 1.0 if on_host else 1.0 - share
         waits = on_host and not self.during_prefill
@@ -196,7 +195,9 @@ class KVRetrieve:
             chunks = held.batch * tokens / self.chunk_tokens
             if alone:
                 read = held.batch * tokens * (held.token_bytes / 2) + chunks * key_bytes
-                costs.once.append(Operator("retrieve.means", Kind.ELEMENTWISE, held.n_layers, kv_bytes=read, launches=1.0))
+                costs.once.append(
+                    Operator("retrieve.means", Kind.ELEMENTWISE, held.n_layers, kv_bytes=read, launches=1.0)
+                )
             rows = turn.text_tokens if self.each == "turn" else 1.0
             costs.each += _mean_key_scores(held, chunks, rows, key_bytes)
             costs.peak_bytes = costs.peak_bytes + chunks * key_bytes * held.n_layers
@@ -222,16 +223,14 @@ class KVRetrieve:
             )
             costs.each.append(work)
             costs.peak_bytes = costs.peak_bytes + self.retriever_bytes
-        added = [("prefill", costs.once, False), ("prefill", costs.away, self.overlap)]
-        stage = "prefill" if self.each == "turn" else "decode"
-        added += [(stage, costs.each, False), (stage, costs.copies, self.overlap)]
-        peak = costs.peak_bytes
-        found = []
-        for name, operators, hidden in added:
-            if operators:
-                found.append(Overhead(name, tuple(operators), peak, hidden=hidden))
-                peak = 0.0
-        return tuple(found)
+        stage: Stage = "prefill" if self.each == "turn" else "decode"
+        found = [
+            Overhead("prefill", tuple(costs.once)),
+            Overhead("prefill", tuple(costs.away), hidden=self.overlap),
+            Overhead(stage, tuple(costs.each), costs.peak_bytes, each_turn=True),
+            Overhead(stage, tuple(costs.copies), hidden=self.overlap, each_turn=True),
+        ]
+        return tuple(overhead for overhead in found if overhead.operators)
 
 
 @dataclass(slots=True)

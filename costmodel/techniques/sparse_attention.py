@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -11,7 +10,6 @@ import numpy as np
 from costmodel.base import Quantity
 from costmodel.errors import Unsupported
 from costmodel.layers import AttentionSpec, CrossAttentionSpec
-from costmodel.operators import Kind, Operator
 from costmodel.query import Overhead, Query, Segment, Stage, causal_pairs
 from costmodel.recurrent import RecurrentSpec
 from costmodel.sums import turn_tokens
@@ -131,8 +129,8 @@ class SparseAttention:
         if np.min(tokens) < least or np.max(tokens) > most:
             asked = f"{np.min(tokens):g}" if np.min(tokens) < least else f"{np.max(tokens):g}"
             raise Unsupported(
-                f"SparseAttention.density={self.density} of {self.name} was published for {least:g} to {most:g} tokens, "
-                f"not for {asked}; give a law that falls with the length, or a tokens_range of your own"
+                f"SparseAttention.density={self.density} of {self.name} was published for {least:g} to {most:g} tokens "
+                f"and not for {asked}; give a law that falls with the length, or a tokens_range of your own"
             )
 
     def apply(self, query: Query) -> Query:
@@ -162,7 +160,9 @@ def _is_full(segment: Segment) -> bool:
     """Return whether a segment attends over everything: windows are sparse already, and recurrences have no pairs."""
     mixer = segment.layer.mixer
     if isinstance(mixer, TracedMixerSpec):
-        raise Unsupported("a traced model does not say how its attention is laid out; sparse attention needs a known one")
+        raise Unsupported(
+            "a traced model does not say how its attention is laid out; sparse attention needs a known one"
+        )
     if isinstance(mixer, RecurrentSpec | CrossAttentionSpec):
         return False
     grouped = isinstance(mixer, AttentionSpec) and mixer.grouping == "window"

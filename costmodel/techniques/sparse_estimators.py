@@ -135,8 +135,8 @@ ESTIMATORS: Final[Mapping[str, tuple[float, Callable[[Scanned, float, float], li
     "last_queries": (64.0, _last_queries),
     "compression": (64.0, _compression),
 }
-"""By name, the published stride and the lister: XAttention (8 or 16), SpargeAttn (blocks 128 x 64), MMInference (last 64
-queries) and VideoNSA (blocks of 64 tokens, a frame)."""
+"""By name, the published stride and the lister: XAttention (8 or 16), SpargeAttn (blocks 128 x 64), MMInference (last
+64 queries) and VideoNSA (blocks of 64 tokens, a frame)."""
 
 
 def estimate(name: str, scanned: Scanned, *, stride: float | None, block: float) -> list[Operator]:

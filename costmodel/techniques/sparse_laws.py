@@ -1,4 +1,4 @@
-"""What sparse attention can gain: attention's part of prefill, densities from measurements, and where it breaks even."""
+"""What sparse attention can gain: attention's part of prefill, densities from measurements, where it breaks even."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ def fit_density(tokens: Sequence[float], densities: Sequence[float]) -> tuple[fl
     return min(density, 1.0), float(np.exp(x.mean())), max(-slope, 0.0)
 
 
-def break_even_tokens(
-    technique: SparseAttention, model: str, hardware: str, *, engine: str = "fused"
-) -> float | None:
+def break_even_tokens(technique: SparseAttention, model: str, hardware: str, *, engine: str = "fused") -> float | None:
     """Return the shortest prompt from which prefill is never slower than dense; None where that never happens.
 
     Examples
