@@ -179,7 +179,9 @@ def evicted_bytes_per_request(query: Query, structure: Structure) -> Quantity:
     tp = structure.parallelism.tp
     total: Quantity = 0.0
     for entry in structure.kv:
-        total = total + evicted_tokens(query, entry) * entry_bytes_per_token(entry, tp)
+        kept = kept_tokens(query, entry)
+        more = _in_blocks(query, entry, kept + evicted_tokens(query, entry)) - _in_blocks(query, entry, kept)
+        total = total + more * entry_bytes_per_token(entry, tp)
     return total * stage_share(structure)
 
 
@@ -190,10 +192,14 @@ def host_kv_bytes_per_request(query: Query, structure: Structure) -> Quantity:
     return total * stage_share(structure)
 
 
-def _entry_bytes(query: Query, entry: KVEntry) -> Quantity:
+def _in_blocks(query: Query, entry: KVEntry, tokens: Quantity) -> Quantity:
+    """Return tokens of an entry in whole blocks."""
     block = query.engine.kv_block_tokens if entry.grows else 1.0
-    tokens = np.ceil(kept_tokens(query, entry) / block) * block
-    return tokens * entry_bytes_per_token(entry, query.parallelism.tp)
+    return np.ceil(tokens / block) * block
+
+
+def _entry_bytes(query: Query, entry: KVEntry) -> Quantity:
+    return _in_blocks(query, entry, kept_tokens(query, entry)) * entry_bytes_per_token(entry, query.parallelism.tp)
 
 
 def max_batch(query: Query, hardware: HardwareProfile, structure: Structure | None = None) -> int:

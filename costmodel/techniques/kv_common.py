@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from costmodel.errors import Unsupported, shown
 from costmodel.layers import AttentionSpec, CrossAttentionSpec, LatentAttentionSpec, MixerSpec
 from costmodel.memo import remember
 from costmodel.mixers import cached_width_on_device
+from costmodel.operators import COLUMNS, Operator
 from costmodel.query import KVEntry, Query, Segment
 from costmodel.recurrent import RecurrentSpec
 from costmodel.stages import grouped
@@ -214,6 +215,18 @@ def weighted_mean(shares: Sequence[tuple[float, Quantity]]) -> Quantity:
     """Return the mean of shares by their weights."""
     total: Quantity = sum((weight * share for weight, share in shares), start=0.0)
     return total / max(sum(weight for weight, _ in shares), TINY)
+
+
+def times(operator: Operator, factor: Quantity) -> Operator:
+    """Return an operator with its work and its kernel starts multiplied."""
+    columns = dict(zip(COLUMNS, operator.columns, strict=True))
+    return replace(operator, **{name: value * factor for name, value in columns.items()})  # type: ignore[arg-type]
+
+
+def as_number(condition: Any) -> Quantity:  # noqa: ANN401 - a truth, or an array of them
+    """Return 1 where a condition holds and 0 elsewhere."""
+    number: Quantity = condition * 1.0
+    return number
 
 
 def most(values: Sequence[Quantity]) -> Quantity:

@@ -15,6 +15,7 @@ from costmodel.query import KVEntry, Overhead, Query, Stage
 from costmodel.techniques.kv_common import (
     Held,
     Prompt,
+    as_number,
     cache_groups,
     check_choice,
     check_count,
@@ -23,6 +24,7 @@ from costmodel.techniques.kv_common import (
     is_one,
     seeing_prefix,
     state_bytes,
+    times,
     weighted_mean,
 )
 from costmodel.units import UNBOUNDED
@@ -135,7 +137,8 @@ class KVRetrieve:
             kept += self._parts(entry, share, prompt)
             visual = prompt.visual_fraction
             prefix.append((entry.n_layers, 1.0 - visual + visual * share))
-            self._charge(entry, share, prompt, query, costs)
+            own = self._costs(entry, share, prompt, query)
+            costs.add(own.times(as_number(share < 1.0)) if _may_read_all(share, self.placement) else own)
         if not chosen:
             raise Unsupported(
                 "KVRetrieve finds no layer that keeps all visual tokens; apply it to pictures, before a stream's window"
@@ -185,9 +188,9 @@ class KVRetrieve:
         )
         return [near, archive]
 
-    def _charge(self, entry: KVEntry, share: Quantity, prompt: Prompt, query: Query, costs: _Costs) -> None:
-        """Add what an entry's layers cost: mean keys, scores, and the way of what is read."""
-        turn, alone = query.turns[0], len(query.turns) == 1
+    def _costs(self, entry: KVEntry, share: Quantity, prompt: Prompt, query: Query) -> _Costs:
+        """Return what an entry's layers cost: mean keys, scores, and the way of what is read."""
+        costs, turn, alone = _Costs(), query.turns[0], len(query.turns) == 1
         tokens = prompt.seen_in(entry)[0]
         held = Held.of(query, entry.mixer, entry.n_layers, bytes_each=entry.bytes_each, tokens=tokens)
         if self.scorer == "mean_key":
@@ -211,6 +214,7 @@ class KVRetrieve:
             copy = Operator("retrieve.gather", Kind.ELEMENTWISE, held.n_layers, kv_bytes=2.0 * moved, launches=2.0)
             costs.each.append(copy)
             costs.peak_bytes = costs.peak_bytes + moved * held.n_layers
+        return costs
 
     def _overheads(self, query: Query, costs: _Costs) -> tuple[Overhead, ...]:
         if self.scorer == "external":
@@ -242,6 +246,27 @@ class _Costs:
     each: list[Operator] = field(default_factory=list)
     copies: list[Operator] = field(default_factory=list)
     peak_bytes: Quantity = 0.0
+
+    def times(self, factor: Quantity) -> _Costs:
+        """Return them multiplied."""
+        once, away, each, copies = (
+            [times(operator, factor) for operator in operators]
+            for operators in (self.once, self.away, self.each, self.copies)
+        )
+        return _Costs(once, away, each, copies, self.peak_bytes * factor)
+
+    def add(self, other: _Costs) -> None:
+        """Add those of other layers."""
+        self.once += other.once
+        self.away += other.away
+        self.each += other.each
+        self.copies += other.copies
+        self.peak_bytes = self.peak_bytes + other.peak_bytes
+
+
+def _may_read_all(share: Quantity, placement: str) -> bool:
+    """Return whether a sweep may hold points that read everything, where a single such point changes nothing."""
+    return isinstance(share, np.ndarray) and placement == "gpu"
 
 
 def _mean_key_scores(held: Held, chunks: Quantity, rows: Quantity, key_bytes: float) -> list[Operator]:

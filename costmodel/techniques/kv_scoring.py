@@ -9,7 +9,7 @@ from typing import Final
 
 from costmodel.base import Quantity
 from costmodel.operators import Kind, Operator
-from costmodel.techniques.kv_common import Held
+from costmodel.techniques.kv_common import Held, as_number
 
 SCORE_BYTES: Final = 2
 """One attention score in memory, at 16 bits [bytes]."""
@@ -97,10 +97,14 @@ def merge(held: Held, kept: Quantity, evicted: Quantity) -> tuple[list[Operator]
 
 
 def compact(held: Held, kept: Quantity) -> list[Operator]:
-    """Return the choice of the highest scores, and the copy of what they keep: read and written once."""
-    moved = held.batch * kept * (2.0 * held.token_bytes)
-    ranked = held.batch * held.tokens * (held.heads * 2 * SCORE_BYTES)
+    """Return the choice of the highest scores, and the copy of what they keep: read and written once.
+
+    Where everything is kept, nothing moves.
+    """
+    happens = as_number(kept < held.tokens)
+    moved = happens * held.batch * kept * (2.0 * held.token_bytes)
+    ranked = happens * held.batch * held.tokens * (held.heads * 2 * SCORE_BYTES)
     return [
-        Operator("keep.rank", Kind.ELEMENTWISE, held.n_layers, activation_bytes=ranked, launches=1.0),
-        Operator("keep.copy", Kind.ELEMENTWISE, held.n_layers, kv_bytes=moved, launches=2.0),
+        Operator("keep.rank", Kind.ELEMENTWISE, held.n_layers, activation_bytes=ranked, launches=1.0 * happens),
+        Operator("keep.copy", Kind.ELEMENTWISE, held.n_layers, kv_bytes=moved, launches=2.0 * happens),
     ]

@@ -17,7 +17,7 @@ from costmodel.models import DecoderSpec
 from costmodel.operators import Kind, Operator
 from costmodel.query import KVEntry, Overhead, Query, Segment, causal_pairs
 from costmodel.recurrent import RecurrentSpec
-from costmodel.techniques.kv_common import Held, Prompt, check_count, check_scalar, is_cache, state_bytes
+from costmodel.techniques.kv_common import Held, Prompt, check_count, check_scalar, is_cache, state_bytes, times
 from costmodel.techniques.kv_scoring import norm_scores
 
 WINDOWS = ("sink_tokens", "text_window", "visual_window_tokens", "budget_tokens")
@@ -146,7 +146,7 @@ class StreamState:
             mixer, n_layers = entry.mixer, entry.n_layers
             held = Held.of(query, mixer, n_layers, bytes_each=entry.bytes_each, tokens=state + rows)
             if self.budget_tokens:
-                each += [_times(operator, chunks) for operator in norm_scores(held)[0]]
+                each += [times(operator, chunks) for operator in norm_scores(held)[0]]
             each.append(_moved_positions(held, chunks, rows))
         return each, []
 
@@ -165,11 +165,6 @@ def _windowed(segment: Segment, window: float) -> Segment:
     if isinstance(layer.mixer, RecurrentSpec) or layer.mixer.window <= window:
         return segment
     return replace(segment, layer=replace(layer, mixer=_cut(layer.mixer, window)))
-
-
-def _times(operator: Operator, chunks: Quantity) -> Operator:
-    """Return an operator that runs once a chunk."""
-    return replace(operator, kv_bytes=operator.kv_bytes * chunks, launches=operator.launches * chunks)
 
 
 def _moved_positions(held: Held, chunks: Quantity, rows: Quantity) -> Operator:
