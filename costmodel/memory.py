@@ -9,7 +9,7 @@ import numpy as np
 
 from costmodel.activations import activations
 from costmodel.base import Quantity
-from costmodel.blocks import kv_bytes_each, weight_bytes_each
+from costmodel.blocks import weight_bytes_each
 from costmodel.deployment import Parallelism
 from costmodel.hardware import HardwareProfile
 from costmodel.layers import AttentionSpec, CrossAttentionSpec, LatentAttentionSpec, LayerSpec, MoeSpec
@@ -17,7 +17,7 @@ from costmodel.memo import remember
 from costmodel.mixers import cached_width_on_device
 from costmodel.query import MAX_BATCH, KVEntry, Query
 from costmodel.stages import Structure
-from costmodel.sums import kept_tokens
+from costmodel.sums import evicted_tokens, kept_tokens
 from costmodel.units import BITS_PER_BYTE
 
 
@@ -32,7 +32,8 @@ class Memory:
     kv_bytes : float
         Cached keys and values at the end of the answer, in whole blocks.
     encode_activation_bytes, prefill_activation_bytes : float
-        Activations of the two stages that have most; they do not run at the same time.
+        Activations of the two stages that have most; they do not run at the same time. With those of prefill stand
+        keys and values that are evicted when it ends.
     reserve_bytes : float
         Context, kernels and graphs of the engine, and what fragments.
     capacity_bytes, usable_bytes : float
@@ -86,7 +87,8 @@ def memory(query: Query, hardware: HardwareProfile, structure: Structure | None 
     engine = query.engine
     structure = structure or Structure.of(query)
     vision, language = weights_bytes(structure)
-    live = [float(stage.at(query.replica_batch)) for stage in activations(query, structure)]
+    stages = activations(query, structure, evicted_bytes=evicted_bytes_per_request(query, structure))
+    live = [float(stage.at(query.replica_batch)) for stage in stages]
     return Memory(
         vision_weights_bytes=vision,
         language_weights_bytes=language,
@@ -150,7 +152,7 @@ def stage_share(structure: Structure) -> float:
 
 def entry_bytes_per_token(entry: KVEntry, n_devices: int) -> float:
     """Return the bytes that one token takes in a cache entry on one device [bytes]."""
-    return entry.n_layers * cached_width_on_device(entry.mixer, n_devices) * kv_bytes_each(entry.bits)
+    return entry.n_layers * cached_width_on_device(entry.mixer, n_devices) * entry.bytes_each
 
 
 def bytes_per_token(structure: Structure) -> float:
@@ -172,6 +174,17 @@ def kv_bytes_per_request(query: Query, structure: Structure | None = None) -> Qu
     return total * stage_share(structure)
 
 
+def evicted_bytes_per_request(query: Query, structure: Structure) -> Quantity:
+    """Return what prefill holds of one request's cache on one device, and no step [bytes]."""
+    tp = structure.parallelism.tp
+    total: Quantity = 0.0
+    for entry in structure.kv:
+        kept = kept_tokens(query, entry)
+        more = _in_blocks(query, entry, kept + evicted_tokens(query, entry)) - _in_blocks(query, entry, kept)
+        total = total + more * entry_bytes_per_token(entry, tp)
+    return total * stage_share(structure)
+
+
 def host_kv_bytes_per_request(query: Query, structure: Structure) -> Quantity:
     """Return the cache of one request on the host of one device [bytes]."""
     away = (entry for entry in structure.kv if entry.placement != "gpu")
@@ -179,10 +192,14 @@ def host_kv_bytes_per_request(query: Query, structure: Structure) -> Quantity:
     return total * stage_share(structure)
 
 
-def _entry_bytes(query: Query, entry: KVEntry) -> Quantity:
+def _in_blocks(query: Query, entry: KVEntry, tokens: Quantity) -> Quantity:
+    """Return tokens of an entry in whole blocks."""
     block = query.engine.kv_block_tokens if entry.grows else 1.0
-    tokens = np.ceil(kept_tokens(query, entry) / block) * block
-    return tokens * entry_bytes_per_token(entry, query.parallelism.tp)
+    return np.ceil(tokens / block) * block
+
+
+def _entry_bytes(query: Query, entry: KVEntry) -> Quantity:
+    return _in_blocks(query, entry, kept_tokens(query, entry)) * entry_bytes_per_token(entry, query.parallelism.tp)
 
 
 def max_batch(query: Query, hardware: HardwareProfile, structure: Structure | None = None) -> int:
@@ -191,6 +208,6 @@ def max_batch(query: Query, hardware: HardwareProfile, structure: Structure | No
     structure = structure or Structure.of(query)
     free = hardware.memory_bytes * engine.memory_fraction - engine.reserve_bytes - sum(weights_bytes(structure))
     cache = kv_bytes_per_request(query, structure)
-    stages = activations(query, structure)
+    stages = activations(query, structure, evicted_bytes=evicted_bytes_per_request(query, structure))
     largest = int(min(max(0.0, min(float(stage.largest_batch(free, cache)) for stage in stages)), MAX_BATCH))
     return int(min(largest * query.parallelism.dp, MAX_BATCH))

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from costmodel.base import Quantity
+from costmodel.blocks import kv_bytes_each
 from costmodel.deployment import Parallelism, Precision, check_parallelism
 from costmodel.engine import EngineProfile
 from costmodel.layers import CrossAttentionSpec, LayerRun, LayerSpec, MixerSpec
@@ -67,6 +68,8 @@ class Segment:
         Share of the query-key pairs that attention computes.
     implementation : {"fused", "eager"}
         Whether attention keeps its score matrix out of memory.
+    prefix_share : float or ndarray
+        Share of a turn's kept prefix that these layers still hold and attend to.
     """
 
     n_layers: int
@@ -75,6 +78,7 @@ class Segment:
     text_keep: Quantity = 1.0
     density: Quantity = 1.0
     implementation: Literal["fused", "eager"] = "fused"
+    prefix_share: Quantity = 1.0
 
     @property
     def structure(self) -> tuple[int, LayerSpec, str]:
@@ -84,7 +88,8 @@ class Segment:
     @property
     def identity(self) -> Hashable:
         """Equal for segments that do equal work in every layer."""
-        return self.layer, self.implementation, *map(_key, (self.visual_keep, self.text_keep, self.density))
+        shares = (self.visual_keep, self.text_keep, self.density, self.prefix_share)
+        return self.layer, self.implementation, *map(_key, shares)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,13 +106,21 @@ class KVEntry:
     fixed_tokens : float or ndarray
         Tokens kept whatever the prompt: sinks, and the one state of a recurrence.
     read_share : float or ndarray
-        Share of the kept tokens that a step reads.
+        Share of the kept tokens that a step reads; the number 0 makes it an archive, for which no kernel runs.
     bits : float
         Width of keys and values.
     placement : {"gpu", "host"}
         Where they are kept; what a step reads of a cache on the host is fetched anew for it.
     grows : bool
         Whether generated tokens are added.
+    scale_bits : float or None
+        Bits of scale and zero point that each number takes; None is the rule of `costmodel.blocks.kv_bytes_each`.
+    prefix_share : float or ndarray
+        Share that is kept of a turn's prefix.
+    visual_evicted, text_evicted : float or ndarray
+        Shares of the visual and other prompt tokens that the device holds until prefill ends, and not after.
+    evicted : bool
+        Whether an eviction has chosen among its tokens.
     """
 
     n_layers: int
@@ -120,17 +133,33 @@ class KVEntry:
     bits: float = 16
     placement: Literal["gpu", "host"] = "gpu"
     grows: bool = True
+    scale_bits: float | None = None
+    prefix_share: Quantity = 1.0
+    visual_evicted: Quantity = 0.0
+    text_evicted: Quantity = 0.0
+    evicted: bool = False
 
     @property
-    def structure(self) -> tuple[int, MixerSpec, float]:
+    def is_read(self) -> bool:
+        """Whether decode steps read it at all."""
+        return isinstance(self.read_share, np.ndarray) or self.read_share > 0
+
+    @property
+    def bytes_each(self) -> float:
+        """Bytes of one cached number, its share of scale and zero point included [bytes]."""
+        return kv_bytes_each(self.bits, self.scale_bits)
+
+    @property
+    def structure(self) -> Hashable:
         """What the coefficients of the entry's operators depend on."""
-        return self.n_layers, self.mixer, self.bits
+        return self.n_layers, self.mixer, self.bits, self.scale_bits, self.placement, self.is_read
 
     @property
     def identity(self) -> Hashable:
         """Equal for entries that cost the same in every layer."""
-        shares = (self.visual_share, self.text_share, self.cross_share, self.fixed_tokens, self.read_share)
-        return self.mixer, self.bits, self.placement, self.grows, *map(_key, shares)
+        kept = (self.visual_share, self.text_share, self.cross_share, self.fixed_tokens, self.read_share)
+        shares = (*kept, self.prefix_share, self.visual_evicted, self.text_evicted)
+        return self.mixer, self.bits, self.scale_bits, self.placement, self.grows, self.evicted, *map(_key, shares)
 
     def kept_prompt(self, visual_tokens: Quantity, other_tokens: Quantity, cross_tokens: Quantity) -> Quantity:
         """Return how many prompt tokens are kept, before the window cuts them."""
@@ -163,12 +192,15 @@ class Overhead:
         Memory it needs while it runs [bytes].
     hidden : bool
         Whether it runs beside the stage, which it lengthens only where it takes longer: a copy that is prefetched.
+    each_turn : bool
+        Whether a turn without pictures pays it too: a stream pays the others as its frames come.
     """
 
     stage: Stage
     operators: tuple[Operator, ...]
     peak_bytes: Quantity = 0.0
     hidden: bool = False
+    each_turn: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

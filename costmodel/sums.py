@@ -170,7 +170,7 @@ def touched_share(query: Query, rows: Quantity) -> Quantity:
 def _prefill_work(query: Query, segment: Segment, turn: Turn, visual: Quantity, other: Quantity) -> Work:
     """Return the work of one segment over all chunks: a chunk reads again the keys of those before it."""
     rows = visual * segment.visual_keep + other * segment.text_keep
-    mixer, prefix, batch = segment.layer.mixer, turn.prefix_tokens, query.replica_batch
+    mixer, prefix, batch = segment.layer.mixer, turn.prefix_tokens * segment.prefix_share, query.replica_batch
     if isinstance(mixer, CrossAttentionSpec):
         new, seen = turn.visual_share, seen_share(query, turn)
         pairs = rows * query.media.cross_tokens * seen
@@ -214,7 +214,7 @@ def prompt_in_cache(query: Query, entry: KVEntry, turn: Turn) -> Quantity:
     visual, other = turn_tokens(query, turn)
     if isinstance(entry.mixer, CrossAttentionSpec):
         return entry.kept_prompt(0.0, 0.0, query.media.cross_tokens * seen_share(query, turn))
-    return entry.kept_prompt(visual, other, 0.0) + turn.prefix_tokens
+    return entry.kept_prompt(visual, other, 0.0) + turn.prefix_tokens * entry.prefix_share
 
 
 def seen_share(query: Query, turn: Turn) -> Quantity:
@@ -229,6 +229,14 @@ def _step(query: Query, reads: list[Quantity]) -> Sums:
     return Sums(1.0, batch, batch, 1.0, touched_share(query, batch), works)
 
 
+def evicted_tokens(query: Query, entry: KVEntry) -> Quantity:
+    """Return the tokens of one request that a cache entry holds until the first prefill ends, and not after."""
+    visual, other = turn_tokens(query, query.turns[0])
+    kept, most = prompt_in_cache(query, entry, query.turns[0]), entry.mixer.window - 1.0
+    more = kept + entry.visual_evicted * visual + entry.text_evicted * other
+    return np.minimum(more, most) - np.minimum(kept, most)
+
+
 def kept_tokens(query: Query, entry: KVEntry) -> Quantity:
     """Return the tokens that one request holds in a cache entry when its last turn ends.
 
@@ -236,8 +244,10 @@ def kept_tokens(query: Query, entry: KVEntry) -> Quantity:
     """
     if isinstance(entry.mixer, RecurrentSpec):
         return entry.fixed_tokens
+    if isinstance(entry.mixer, CrossAttentionSpec):
+        return np.minimum(prompt_in_cache(query, entry, query.turns[-1]), entry.mixer.window - 1.0)
     total: Quantity = 0.0
     for turn in query.turns:
-        new = prompt_in_cache(query, entry, turn) - turn.prefix_tokens
+        new = prompt_in_cache(query, entry, turn) - turn.prefix_tokens * entry.prefix_share
         total = total + new + turn.output_tokens * entry.grows
     return np.minimum(total, entry.mixer.window - 1.0)
