@@ -59,7 +59,7 @@ class Activations:
 
 def activations(query: Query, structure: Structure) -> list[Activations]:
     """Return the activations of encode (if there is an encoder) and of prefill."""
-    encode = [_encode_activations(query, structure)] if query.model.vision else []
+    encode = [_encode_activations(query, structure)] if query.model.vision and structure.encoder else []
     return [*encode, _prefill_activations(query, structure)]
 
 

@@ -200,8 +200,10 @@ class Prediction:
 
     @property
     def n_devices(self) -> int:
-        """Devices in use."""
-        return self.query.parallelism.devices
+        """Devices in use; a draft that works beside the target has its own."""
+        draft = self.query.draft
+        beside = draft.query.parallelism.devices if draft is not None and draft.parallel else 0
+        return self.query.parallelism.devices + beside
 
     @property
     def throughput_tokens_per_s(self) -> float:

@@ -21,6 +21,7 @@ from costmodel.memo import remember
 from costmodel.models import ModelSpec
 from costmodel.operators import Operator
 from costmodel.recurrent import STATE_BITS, RecurrentSpec
+from costmodel.speculation import Draft
 from costmodel.units import UNBOUNDED
 from costmodel.workload import Workload
 
@@ -173,7 +174,10 @@ class Overhead:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Query:
-    """The state that techniques edit; see the module's docstring."""
+    """The state that techniques edit; see the module's docstring.
+
+    `step_rows` are the new tokens of each sequence in a decode step: more than one where a draft's are verified.
+    """
 
     model: ModelSpec
     engine: EngineProfile
@@ -187,6 +191,8 @@ class Query:
     precision: Precision = field(default_factory=Precision)
     parallelism: Parallelism = field(default_factory=Parallelism)
     visual_tokens: Quantity = 0.0
+    draft: Draft | None = None
+    step_rows: Quantity = 1.0
 
     def without_overheads(self) -> Query:
         """Return the query as if its techniques cost nothing themselves."""
