@@ -42,19 +42,31 @@ def drafted_cost(evaluator: Evaluator, stage: Stage, turn: Turn, time_s: float) 
 
 def _scaled(cost: StageCost, factor: float) -> StageCost:
     """Return a stage that happens so many times as often."""
-    priced = cost.priced
     return replace(
         cost,
-        **{name: getattr(cost, name) * factor for name in ("time_s", "flops", "weight_bytes", "activation_bytes")},
-        **{name: getattr(cost, name) * factor for name in ("kv_bytes", "link_bytes", "busy_s")},
-        **{name: _times(getattr(cost, name), factor) for name in ("kind_s", "below_s", "above_s", "step_time_s")},
-        priced=priced and _scaled_operators(priced, factor),
+        time_s=cost.time_s * factor,
+        flops=cost.flops * factor,
+        weight_bytes=cost.weight_bytes * factor,
+        activation_bytes=cost.activation_bytes * factor,
+        kv_bytes=cost.kv_bytes * factor,
+        link_bytes=cost.link_bytes * factor,
+        kind_s=_times(cost.kind_s, factor),
+        below_s=_times(cost.below_s, factor),
+        above_s=_times(cost.above_s, factor),
+        busy_s=cost.busy_s * factor,
+        step_time_s=_times(cost.step_time_s, factor),
+        priced=cost.priced and _scaled_operators(cost.priced, factor),
     )
 
 
 def _scaled_operators(priced: Priced, factor: float) -> Priced:
-    columns = {name: getattr(priced, name) * factor for name in ("sums", "roofs_s", "busy_s", "start_s")}
-    return replace(priced, **columns)
+    return replace(
+        priced,
+        sums=priced.sums * factor,
+        roofs_s=priced.roofs_s * factor,
+        busy_s=priced.busy_s * factor,
+        start_s=priced.start_s * factor,
+    )
 
 
 def _times(values: Sequence[float], factor: float) -> tuple[float, ...]:
@@ -66,19 +78,24 @@ def _plus(values: Sequence[float], others: Sequence[float], weight: float = 1.0)
 
 
 def _joined(evaluator: Evaluator, stage: Stage, own: StageCost, draft: StageCost | None, time_s: float) -> StageCost:
-    """Return the target's and the draft's part as one stage; of a draft beside the target, what is waited for counts."""
+    """Return the target's and the draft's part as one stage; of a draft beside the target counts what is waited for."""
     if draft is None or not draft.time_s:
         return replace(own, time_s=time_s)
     drafting = evaluator.drafting
     assert drafting is not None  # noqa: S101 - the caller asked
     waited = (time_s - own.time_s) / draft.time_s
     busy = drafting.query.parallelism.busy(stage) / evaluator.query.parallelism.busy(stage)
-    sums = ("flops", "weight_bytes", "activation_bytes", "kv_bytes", "link_bytes")
     return replace(
         own,
         time_s=time_s,
-        **{name: getattr(own, name) + getattr(draft, name) for name in sums},
-        **{name: _plus(getattr(own, name), getattr(draft, name), waited) for name in ("kind_s", "below_s", "above_s")},
+        flops=own.flops + draft.flops,
+        weight_bytes=own.weight_bytes + draft.weight_bytes,
+        activation_bytes=own.activation_bytes + draft.activation_bytes,
+        kv_bytes=own.kv_bytes + draft.kv_bytes,
+        link_bytes=own.link_bytes + draft.link_bytes,
+        kind_s=_plus(own.kind_s, draft.kind_s, waited),
+        below_s=_plus(own.below_s, draft.below_s, waited),
+        above_s=_plus(own.above_s, draft.above_s, waited),
         busy_s=own.busy_s + draft.busy_s * busy,
         shares=_shares(((own.time_s, own), (time_s - own.time_s, draft)), time_s),
         drafts=(draft,),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import numpy as np
@@ -57,10 +57,8 @@ class Evaluator:
     @staticmethod
     def of(query: Query, hardware: HardwareProfile, *, is_sweep: bool = False) -> Evaluator:
         """Return the evaluator of a query on a device, and with it that of its draft."""
-        drafting = None
-        if query.draft is not None:
-            drafts = replace(query.draft.query, turns=query.turns, batch=query.batch)
-            drafting = Evaluator.of(drafts, hardware, is_sweep=is_sweep)
+        drafts = query.drafting
+        drafting = None if drafts is None else Evaluator.of(drafts, hardware, is_sweep=is_sweep)
         structure, kernels = Structure.of(query), kernels_of(query, hardware)
         return Evaluator(query, hardware, structure, kernels, is_sweep, drafting=drafting)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -109,10 +109,9 @@ def memory(query: Query, hardware: HardwareProfile, structure: Structure | None 
 
 def _draft_beside(query: Query) -> tuple[Query, Structure] | None:
     """Return what a draft adds to the target's device, None where it adds nothing."""
-    draft = query.draft
-    if draft is None or not draft.keeps_on_device:
+    draft, own = query.draft, query.drafting
+    if draft is None or own is None or not draft.keeps_on_device:
         return None
-    own = replace(draft.query, turns=query.turns, batch=query.batch)
     return own, Structure.of(own)
 
 

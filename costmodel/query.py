@@ -209,6 +209,15 @@ class Query:
         turn = self.turns[0]
         return turn.visual_share * (self.visual_tokens + self.media.marker_tokens) + turn.text_tokens
 
+    @property
+    def drafting(self) -> Query | None:
+        """The draft on the turns and the batch of this query; what is part of the target has its precision too."""
+        if self.draft is None:
+            return None
+        own, inside = self.draft.query, self.draft.origin != "model"
+        precision = self.precision if inside else own.precision
+        return replace(own, turns=self.turns, batch=self.batch, precision=precision)
+
 
 def _key(quantity: Quantity) -> Hashable:
     """Return something equal for equal numbers, and for one and the same array."""

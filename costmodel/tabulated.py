@@ -197,7 +197,8 @@ class DecodeTable:
         far = flat[at] + share * (flat[at + 1] - flat[at])
         result: Array = (near + right * (far - near)) * calls
         # of one query a sequence the table has the products
-        return np.maximum(result, (each > 1.0) * pairs * self.pair_s, out=result)
+        np.maximum(result, (each > 1.0) * pairs * self.pair_s, out=result)
+        return result
 
 
 def _queries_each(pairs: Array, keys: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -29,7 +29,6 @@ from costmodel.query import (
 from costmodel.speculation import Draft, Origin
 
 Part = TypeVar("Part", Segment, KVEntry)
-Source: TypeAlias = str | ModelSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,7 +75,7 @@ class Speculate:
     """
 
     name: str = "speculate"
-    draft: Source | None = None
+    draft: str | ModelSpec | None = None
     layers: int | None = None
     head_layers: int | None = None
     tokens: Quantity = 10.0
@@ -168,7 +167,7 @@ class Speculate:
         media = replace(query.media, block_pairs=pairs, cross_tokens=cross)
         return replace(query, overheads=(), draft=None, media=media, visual_tokens=query.visual_tokens * keep)
 
-    def _other_model(self, query: Query, source: Source) -> Query:
+    def _other_model(self, query: Query, source: str | ModelSpec) -> Query:
         model = load_model(source) if isinstance(source, str) else source
         has_media = bool(np.any(np.asarray(query.media.items) > 0))
         if has_media and not self.shares_encoder and model.family != query.model.family:
