@@ -157,10 +157,11 @@ def _bandwidth(request: Request, hardware: str, serving: Serving) -> Varied:
 
 
 def _price(request: Request, hardware: str, serving: Serving) -> Varied:
-    device, query = load_hardware(hardware), compose(build_request(request, serving), techniques_of(serving))
+    device = load_hardware(hardware)
+    prediction = predict_request(request, hardware, serving)
 
     def dearer(usd_per_s: float) -> Prediction:
-        return evaluate(query, with_price(device, usd_per_s))
+        return replace(prediction, hardware=with_price(device, usd_per_s))  # a price moves no time
 
     return Varied(Span(LOWEST_PRICE, HIGHEST_PRICE), dearer, unit="USD/s")
 
