@@ -74,7 +74,7 @@ def activations(query: Query, structure: Structure, *, evicted_bytes: Quantity =
     evicted_bytes : float or ndarray
         Keys and values of one request that are evicted when its prefill ends [bytes].
     """
-    encode = [_encode_activations(query, structure)] if query.model.vision else []
+    encode = [_encode_activations(query, structure)] if query.model.vision and structure.encoder else []
     return [*encode, _prefill_activations(query, structure, evicted_bytes)]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodel.activations import activations
+from costmodel.activations import Activations, activations
 from costmodel.base import Quantity
 from costmodel.blocks import weight_bytes_each
 from costmodel.deployment import Parallelism
@@ -42,6 +42,8 @@ class Memory:
         One block of the cache in all layers; 0 where the model caches nothing that grows.
     host_kv_bytes : float
         Cached keys and values that are kept on the host.
+    draft_weights_bytes : float
+        Weights of a draft that the device keeps beside the model; its cache is part of `kv_bytes`.
     """
 
     vision_weights_bytes: float
@@ -54,11 +56,12 @@ class Memory:
     usable_bytes: float
     block_bytes: float
     host_kv_bytes: float = 0.0
+    draft_weights_bytes: float = 0.0
 
     @property
     def weights_bytes(self) -> float:
         """All weights."""
-        return self.vision_weights_bytes + self.language_weights_bytes
+        return self.vision_weights_bytes + self.language_weights_bytes + self.draft_weights_bytes
 
     @property
     def activation_bytes(self) -> float:
@@ -89,18 +92,63 @@ def memory(query: Query, hardware: HardwareProfile, structure: Structure | None 
     vision, language = weights_bytes(structure)
     stages = activations(query, structure, evicted_bytes=evicted_bytes_per_request(query, structure))
     live = [float(stage.at(query.replica_batch)) for stage in stages]
+    drafting = _draft_activations(query)
+    encoding = max([live[0] if len(live) > 1 else 0.0, *(float(s.at(query.replica_batch)) for s in drafting[:-1])])
     return Memory(
         vision_weights_bytes=vision,
         language_weights_bytes=language,
-        kv_bytes=float(query.replica_batch * kv_bytes_per_request(query, structure)),
-        encode_activation_bytes=live[0] if len(live) > 1 else 0.0,
-        prefill_activation_bytes=live[-1],
+        kv_bytes=float(query.replica_batch * (kv_bytes_per_request(query, structure) + draft_kv_bytes(query))),
+        encode_activation_bytes=encoding,
+        prefill_activation_bytes=max([live[-1], *(float(s.at(query.replica_batch)) for s in drafting[-1:])]),
         reserve_bytes=engine.reserve_bytes,
         capacity_bytes=hardware.memory_bytes,
         usable_bytes=hardware.memory_bytes * engine.memory_fraction,
-        block_bytes=engine.kv_block_tokens * bytes_per_token(structure),
+        block_bytes=engine.kv_block_tokens * (bytes_per_token(structure) + _draft_bytes_per_token(query)),
         host_kv_bytes=float(query.replica_batch * host_kv_bytes_per_request(query, structure)),
+        draft_weights_bytes=draft_weights_bytes(query),
     )
+
+
+def _draft_beside(query: Query) -> tuple[Query, Structure] | None:
+    """Return what a draft adds to the target's device, None where it adds nothing."""
+    draft, own = query.draft, query.drafting
+    if draft is None or own is None or not draft.keeps_on_device:
+        return None
+    return own, Structure.of(own)
+
+
+def draft_weights_bytes(query: Query) -> float:
+    """Return the weights of a draft that one device keeps beside the model [bytes].
+
+    A head has its layers, and the product that joins an embedding with the target's last state (EAGLE,
+    arXiv:2401.15077).
+    """
+    draft, beside = query.draft, _draft_beside(query)
+    if draft is None or beside is None:
+        return 0.0
+    _, structure = beside
+    if draft.origin == "head":
+        width, parallelism = structure.model.decoder.width, structure.parallelism
+        layers = sum(part.n_layers * _layer_parameters(part.layer, parallelism) for part in structure.decoder)
+        return (layers + 2 * width * width / parallelism.tp) * weight_bytes_each(structure.precision.weight_bits)
+    vision, language = weights_bytes(structure)
+    return language + vision * draft.own_encoder
+
+
+def draft_kv_bytes(query: Query) -> Quantity:
+    """Return the cache of a draft for one request that one device keeps beside the model's [bytes]."""
+    beside = _draft_beside(query)
+    return 0.0 if beside is None else kv_bytes_per_request(*beside)
+
+
+def _draft_bytes_per_token(query: Query) -> float:
+    beside = _draft_beside(query)
+    return 0.0 if beside is None else bytes_per_token(beside[1])
+
+
+def _draft_activations(query: Query) -> list[Activations]:
+    beside = _draft_beside(query)
+    return [] if beside is None else activations(*beside)
 
 
 def weights_bytes(structure: Structure) -> tuple[float, float]:
@@ -207,7 +255,9 @@ def max_batch(query: Query, hardware: HardwareProfile, structure: Structure | No
     engine = query.engine
     structure = structure or Structure.of(query)
     free = hardware.memory_bytes * engine.memory_fraction - engine.reserve_bytes - sum(weights_bytes(structure))
-    cache = kv_bytes_per_request(query, structure)
+    free -= draft_weights_bytes(query)
+    cache = kv_bytes_per_request(query, structure) + draft_kv_bytes(query)
     stages = activations(query, structure, evicted_bytes=evicted_bytes_per_request(query, structure))
+    stages += _draft_activations(query)
     largest = int(min(max(0.0, min(float(stage.largest_batch(free, cache)) for stage in stages)), MAX_BATCH))
     return int(min(largest * query.parallelism.dp, MAX_BATCH))

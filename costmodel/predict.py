@@ -200,8 +200,10 @@ class Prediction:
 
     @property
     def n_devices(self) -> int:
-        """Devices in use."""
-        return self.query.parallelism.devices
+        """Devices in use; a draft that works beside the target has its own."""
+        draft = self.query.draft
+        beside = draft.query.parallelism.devices if draft is not None and draft.parallel else 0
+        return self.query.parallelism.devices + beside
 
     @property
     def throughput_tokens_per_s(self) -> float:
@@ -209,17 +211,22 @@ class Prediction:
         return float(self.query.batch * self.query.turns[0].output_tokens / self.total_s)
 
     @functools.cached_property
-    def energy_j(self) -> float:
-        """Energy of all devices, those that wait included, for one request of the batch [J]."""
+    def stage_energy_j(self) -> dict[str, float]:
+        """Energy of all devices in every stage, those that wait included, for the whole batch [J]."""
         from costmodel.energy import stage_power_w
 
         parallelism, engine = self.query.parallelism, self.query.engine
-        joules = 0.0
+        joules = {}
         for name, stage in self.stages.items():
             busy_s = stage.busy_s * parallelism.busy(name)
             power = stage_power_w(self.hardware, engine, stage.share("compute"))
-            joules += busy_s * power + (stage.time_s * self.n_devices - busy_s) * self.hardware.idle_w
-        return joules / float(self.query.batch)
+            joules[name] = busy_s * power + (stage.time_s * self.n_devices - busy_s) * self.hardware.idle_w
+        return joules
+
+    @functools.cached_property
+    def energy_j(self) -> float:
+        """Energy of all devices, those that wait included, for one request of the batch [J]."""
+        return sum(self.stage_energy_j.values()) / float(self.query.batch)
 
     @property
     def co2_g(self) -> float:

@@ -22,6 +22,7 @@ from costmodel.memo import remember
 from costmodel.models import ModelSpec
 from costmodel.operators import Operator
 from costmodel.recurrent import STATE_BITS, RecurrentSpec
+from costmodel.speculation import Draft
 from costmodel.units import UNBOUNDED
 from costmodel.workload import Workload
 
@@ -205,7 +206,10 @@ class Overhead:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Query:
-    """The state that techniques edit; see the module's docstring."""
+    """The state that techniques edit; see the module's docstring.
+
+    `step_rows` are the new tokens of each sequence in a decode step: more than one where a draft's are verified.
+    """
 
     model: ModelSpec
     engine: EngineProfile
@@ -219,6 +223,8 @@ class Query:
     precision: Precision = field(default_factory=Precision)
     parallelism: Parallelism = field(default_factory=Parallelism)
     visual_tokens: Quantity = 0.0
+    draft: Draft | None = None
+    step_rows: Quantity = 1.0
 
     def without_overheads(self) -> Query:
         """Return the query as if its techniques cost nothing themselves."""
@@ -234,6 +240,15 @@ class Query:
         """Tokens of the first turn that enter the language model."""
         turn = self.turns[0]
         return turn.visual_share * (self.visual_tokens + self.media.marker_tokens) + turn.text_tokens
+
+    @property
+    def drafting(self) -> Query | None:
+        """The draft on the turns and the batch of this query; what is part of the target has its precision too."""
+        if self.draft is None:
+            return None
+        own, inside = self.draft.query, self.draft.origin != "model"
+        precision = self.precision if inside else own.precision
+        return replace(own, turns=self.turns, batch=self.batch, precision=precision)
 
 
 def _key(quantity: Quantity) -> Hashable:

@@ -39,6 +39,7 @@ def _memory(prediction: Prediction) -> dict[str, float]:
         "weights_bytes": memory.weights_bytes,
         "vision_weights_bytes": memory.vision_weights_bytes,
         "language_weights_bytes": memory.language_weights_bytes,
+        "draft_weights_bytes": memory.draft_weights_bytes,
         "kv_bytes": memory.kv_bytes,
         "activation_bytes": memory.activation_bytes,
         "encode_activation_bytes": memory.encode_activation_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -118,6 +118,8 @@ class StageCost:
         Of decode: the first, the middle and the last step [s].
     priced : Priced or None
         Its operators.
+    drafts : tuple of StageCost
+        The part of a draft in it.
     """
 
     time_s: float
@@ -133,6 +135,7 @@ class StageCost:
     busy_s: float = 0.0
     step_time_s: tuple[float, ...] = ()
     priced: Priced | None = None
+    drafts: tuple[StageCost, ...] = ()
 
     @property
     def bound(self) -> Bound:
@@ -156,7 +159,9 @@ class StageCost:
     @functools.cached_property
     def operators(self) -> tuple[OperatorCost, ...]:
         """Its operators, dearest first."""
-        return self.priced.costs() if self.priced else ()
+        own = self.priced.costs() if self.priced else ()
+        drafts = [replace(o, name=f"draft.{o.name}") for draft in self.drafts for o in draft.operators]
+        return tuple(sorted((*own, *drafts), key=lambda cost: -cost.time_s)) if drafts else own
 
 
 def host_stage(evaluator: Evaluator, turn: Turn, time_s: float) -> StageCost:
@@ -169,7 +174,23 @@ def host_stage(evaluator: Evaluator, turn: Turn, time_s: float) -> StageCost:
 
 
 def stage_cost(evaluator: Evaluator, stage: Stage, turn: Turn, time_s: float) -> StageCost:
-    """Return a stage that runs on the device.
+    """Return a stage that runs on the device, a draft's part in it included.
+
+    Parameters
+    ----------
+    time_s : float
+        Its time as the headline has it, host and techniques included [s].
+    """
+    draft, drafting = evaluator.query.draft, evaluator.drafting
+    if draft is None or drafting is None:
+        return own_cost(evaluator, stage, turn, time_s)
+    from costmodel.drafted import drafted_cost  # it needs this module
+
+    return drafted_cost(evaluator, stage, turn, time_s)
+
+
+def own_cost(evaluator: Evaluator, stage: Stage, turn: Turn, time_s: float) -> StageCost:
+    """Return a stage without a draft's part in it; of decode, as if every token were a step.
 
     Parameters
     ----------

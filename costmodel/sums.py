@@ -197,7 +197,8 @@ def decode_steps(query: Query, turn: Turn) -> Quantity:
 def decode_points(query: Query, structure: Structure, turn: Turn, *, detailed: bool) -> Points:
     """Return the mean decode step of a turn, and before it the first, the middle and the last one if wanted."""
     steps = np.maximum(decode_steps(query, turn), 1.0)
-    cached = [prompt_in_cache(query, entry, turn) for entry in structure.kv]
+    ahead = query.step_rows - 1.0  # a step of several rows ends with the keys of all of them
+    cached = [prompt_in_cache(query, entry, turn) + ahead * entry.grows for entry in structure.kv]
     reads = [[entry.mean_reads(kept, steps) for entry, kept in zip(structure.kv, cached, strict=True)]]
     if detailed:
         for generated in (steps, np.ceil(steps / 2.0), 1.0):
@@ -225,8 +226,9 @@ def seen_share(query: Query, turn: Turn) -> Quantity:
 
 def _step(query: Query, reads: list[Quantity]) -> Sums:
     batch = query.replica_batch
-    works = tuple(Work(1.0, batch, batch * keys, batch * keys) for keys in reads)
-    return Sums(1.0, batch, batch, 1.0, touched_share(query, batch), works)
+    rows = batch * query.step_rows
+    works = tuple(Work(1.0, rows, rows * keys, batch * keys) for keys in reads)
+    return Sums(1.0, rows, rows, 1.0, touched_share(query, rows), works)
 
 
 def evicted_tokens(query: Query, entry: KVEntry) -> Quantity:

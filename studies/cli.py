@@ -30,6 +30,8 @@ COMMANDS: Final = {
     "tokens": "Count the patches and tokens that pictures become.",
     "count": "Count parameters, FLOPs by stage and KV bytes of a request.",
     "predict": "Predict TTFT, TPOT, memory, energy and cost of a request, and say why.",
+    "compose": "Compare each technique alone with all together: what adds up, what cancels, where the bottleneck went.",
+    "solve": "Find what meets a target, or from where on a technique pays.",
     "roofline": "Show every stage and operator under the roofs of the device.",
     "calibrate": "Fit the efficiency curves of a device to measured kernels, with the error on held-out shapes.",
     "validate": "Compare predictions with published and measured data.",
