@@ -46,8 +46,9 @@ class FewerPictures:
 
     def apply(self, query):
         media = query.media
-        names = ("patches", "rows", "pairs", "window_pairs", "adapter_tokens", "resized_pixels", "image_pixels")
-        media = replace(media, **{name: getattr(media, name) * self.share for name in names})
+        names = ("patches", "rows", "pairs", "window_pairs", "adapter_tokens", "resized_pixels")
+        coded = tuple(pixels * self.share for pixels in media.coded_pixels)
+        media = replace(media, coded_pixels=coded, **{name: getattr(media, name) * self.share for name in names})
         return replace(query, media=media, visual_tokens=query.visual_tokens * self.share)
 
 
