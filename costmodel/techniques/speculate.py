@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -130,15 +130,16 @@ class Speculate:
 
     def apply(self, query: Query) -> Query:
         """Return the query with a draft."""
-        chosen = (self.draft, self.layers, self.head_layers)
-        if all(choice is None for choice in chosen) or np.all(np.equal(self._levels, 0.0)):
+        origin = self._origin
+        if origin is None or _is_zero(self._levels):
             return query
         passes = self._levels if self.depth is None else self.depth
-        proposed = self.tokens if self.nodes is None else self.nodes
-        verified = self.tokens + 1.0 if self.nodes is None else self.nodes
-        origin, drafting = self._drafting(query, np.maximum(proposed / np.maximum(passes, 1.0), 1.0))
+        proposed, verified = (self.tokens, self.tokens + 1.0) if self.nodes is None else (self.nodes, self.nodes)
+        rows = _at_least_one(proposed / _at_least_one(passes))
         draft = Draft(
-            query=drafting,
+            query=replace(
+                query, **{"overheads": (), **self._seen(query), **self._own(query, rows)}, draft=None, step_rows=rows
+            ),
             levels=self._levels,
             passes=passes,
             acceptance=self.acceptance,
@@ -149,71 +150,88 @@ class Speculate:
         )
         return replace(query, draft=draft, step_rows=verified)
 
-    def _drafting(self, query: Query, rows: Quantity) -> tuple[Origin, Query]:
-        """Return what drafts, and its passes as decode steps of so many rows."""
+    @property
+    def _origin(self) -> Origin | None:
         if self.draft is not None:
-            return "model", replace(self._other_model(query, self.draft), step_rows=rows)
+            return "model"
         if self.layers is not None:
-            return "layers", replace(self._first_layers(query, self.layers), step_rows=rows)
-        assert self.head_layers is not None  # noqa: S101 - one of them was given
-        return "head", self._head(query, self.head_layers, rows)
+            return "layers"
+        return None if self.head_layers is None else "head"
 
-    def _seen(self, query: Query) -> Query:
-        """Return the query with the visual tokens that the draft sees, and without a draft."""
+    def _seen(self, query: Query) -> dict[str, Any]:
+        """Return the part of a request that the draft sees."""
         keep = self.draft_visual_keep
         if isinstance(keep, float | int) and keep == 1:
-            return replace(query, overheads=(), draft=None)
-        pairs, cross = query.media.block_pairs * keep**2, query.media.cross_tokens * keep
-        media = replace(query.media, block_pairs=pairs, cross_tokens=cross)
-        return replace(query, overheads=(), draft=None, media=media, visual_tokens=query.visual_tokens * keep)
+            return {}
+        media = query.media
+        if not _is_zero(media.block_pairs) or not _is_zero(media.cross_tokens):
+            media = replace(media, block_pairs=media.block_pairs * keep**2, cross_tokens=media.cross_tokens * keep)
+        return {"visual_tokens": query.visual_tokens * keep, "media": media}
 
-    def _other_model(self, query: Query, source: str | ModelSpec) -> Query:
+    def _own(self, query: Query, rows: Quantity) -> dict[str, Any]:
+        """Return what the draft is made of."""
+        if self.draft is not None:
+            return self._other_model(query, self.draft)
+        if self.layers is not None:
+            return self._first_layers(query, self.layers)
+        assert self.head_layers is not None  # noqa: S101 - one of them was given
+        return self._head(query, self.head_layers, rows)
+
+    def _other_model(self, query: Query, source: str | ModelSpec) -> dict[str, Any]:
         model = load_model(source) if isinstance(source, str) else source
-        has_media = bool(np.any(np.asarray(query.media.items) > 0))
+        has_media = not _is_zero(query.media.items)
         if has_media and not self.shares_encoder and model.family != query.model.family:
             raise Unsupported(
                 f"{model.name} cuts pictures otherwise than {query.model.name}; use a draft of family "
                 f"{query.model.family}, or shares_encoder=True"
             )
-        parallelism = remember(model.cache, ("draft", query.parallelism), lambda: _deployed(model, query.parallelism))
-        return replace(
-            self._seen(query),
-            model=model,
-            encoder=() if self.shares_encoder else encoder_segments(model, query.engine),
-            decoder=decoder_segments(model, has_media=has_media),
-            kv=cache_entries(model, query.precision.kv_bits, has_media=has_media),
-            parallelism=parallelism,
-        )
+        return {
+            "model": model,
+            "encoder": () if self.shares_encoder else encoder_segments(model, query.engine),
+            "decoder": decoder_segments(model, has_media=has_media),
+            "kv": cache_entries(model, query.precision.kv_bits, has_media=has_media),
+            "parallelism": remember(
+                model.cache, ("draft", query.parallelism), lambda: _deployed(model, query.parallelism)
+            ),
+        }
 
-    def _first_layers(self, query: Query, n_layers: int) -> Query:
+    def _first_layers(self, query: Query, n_layers: int) -> dict[str, Any]:
         if n_layers >= query.model.decoder.n_layers:
             limit = f"fewer than the {query.model.decoder.n_layers} layers of {query.model.name}"
             raise ValueError(f"Speculate.layers={n_layers!r} must be {limit}; use less")
-        key = ("first", n_layers, query.decoder, query.kv)
         decoder, kv = remember(
-            query.model.cache, key, lambda: (_first(query.decoder, n_layers), _first(query.kv, n_layers))
+            query.model.cache,
+            ("first", n_layers, query.decoder, query.kv),
+            lambda: (_first(query.decoder, n_layers), _first(query.kv, n_layers)),
         )
-        return replace(self._seen(query), encoder=(), decoder=decoder, kv=kv)
+        return {"encoder": (), "decoder": decoder, "kv": kv}
 
-    def _head(self, query: Query, n_layers: int, rows: Quantity) -> Query:
-        seen, model = self._seen(query), query.model
-        last = model.decoder.runs[-1]
-        decoder, kv = remember(
-            model.cache,
-            ("head", n_layers, query.precision.kv_bits),
-            lambda: (
-                (Segment(n_layers, last.layer),),
-                (replace(cache_entries(model, query.precision.kv_bits, has_media=True)[-1], n_layers=n_layers),),
-            ),
-        )
-        prompt = query.replica_batch * seen.prompt_tokens
-        joins = (_join(model, "prefill", prompt, query), _join(model, "decode", query.replica_batch * rows, query))
-        return replace(seen, encoder=(), decoder=decoder, kv=kv, overheads=joins, step_rows=rows)
+    def _head(self, query: Query, n_layers: int, rows: Quantity) -> dict[str, Any]:
+        model, bits = query.model, query.precision.kv_bits
+        decoder, kv = remember(model.cache, ("head", n_layers, bits), lambda: _head_layers(model, n_layers, bits))
+        turn, batch = query.turns[0], query.replica_batch
+        prompt = query.prompt_tokens - turn.visual_share * query.visual_tokens * (1.0 - self.draft_visual_keep)
+        joins = (_join(query, "prefill", batch * prompt), _join(query, "decode", batch * rows))
+        return {"encoder": (), "decoder": decoder, "kv": kv, "overheads": joins}
 
 
-def _join(model: ModelSpec, stage: Stage, rows: Quantity, query: Query) -> Overhead:
+def _head_layers(model: ModelSpec, n_layers: int, kv_bits: float) -> tuple[tuple[Segment, ...], tuple[KVEntry, ...]]:
+    """Return layers of the target's last kind, and their cache."""
+    entry = cache_entries(model, kv_bits, has_media=True)[-1]
+    return (Segment(n_layers, model.decoder.runs[-1].layer),), (replace(entry, n_layers=n_layers),)
+
+
+def _is_zero(value: Quantity) -> bool:
+    return not value.any() if isinstance(value, np.ndarray) else value == 0
+
+
+def _at_least_one(value: Quantity) -> Quantity:
+    return np.maximum(value, 1.0) if isinstance(value, np.ndarray) else max(value, 1.0)
+
+
+def _join(query: Query, stage: Stage, rows: Quantity) -> Overhead:
     """Return the product that maps an embedding and the target's state to the width of a head."""
-    precision, tp, width = query.precision, query.parallelism.tp, model.decoder.width
+    precision, tp, width = query.precision, query.parallelism.tp, query.model.decoder.width
     run = Run(1.0, Widths(precision.weight_bits, precision.activation_bits, precision.kv_bits, tp))
     return Overhead(stage, (gemm(f"{stage}.join", rows, d_in=2 * width, d_out=width / tp, run=run),))
 

@@ -22,8 +22,9 @@ from costmodel import (
     predict,
 )
 from costmodel.blocks import Work
-from costmodel.evaluate import Evaluator
+from costmodel.evaluate import Evaluator, kernels_of
 from costmodel.memory import weights_bytes
+from costmodel.priced import operator_s
 from costmodel.speculation import acceptance_of, accepted_tokens
 from costmodel.stages import Structure, Sums, operators
 from costmodel.sums import decode_points
@@ -115,6 +116,18 @@ def test_a_round_is_the_passes_of_the_draft_and_one_step_of_the_target():
     target_s = direct_s(spoken, p.evaluator, [seen + 6])
     draft_s = direct_s(drafting.query, drafting, [seen])
     assert close(p.tpot_s, (target_s + 6 * draft_s) / (1 + accepted_tokens(0.7, 6)))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_direct_and_compiled_paths_agree_on_steps_of_several_rows(name):
+    query = replace(query_of(name, batch=3.0), step_rows=11.0)
+    hardware, turn = load_hardware(H100), query.turns[0]
+    evaluator, points = Evaluator.of(query, hardware), decode_points(query, Structure.of(query), turn, detailed=False)
+    scalars, rest = points.sums[:5, 0].tolist(), points.sums[5:, 0].tolist()
+    works = tuple(Work(scalars[0], *rest[i : i + 4]) for i in range(0, len(rest), 4))
+    listed = operators(query, "decode", Sums(*scalars, works))
+    direct = sum(operator_s(operator, kernels_of(query, hardware)) for operator in listed)
+    assert close(float(np.squeeze(evaluator.own_s("decode", turn))), direct, rel=1e-12)
 
 
 def test_several_rows_are_verified_with_one_reading_of_weights_and_cache():
