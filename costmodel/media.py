@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,19 @@ from costmodel.workload import Video, Workload
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MediaTotals:
-    """Totals over the images and videos of one request; the names are those of `MediaCost`, `item_rows` its `rows`."""
+    """Totals over the images and videos of one request.
+
+    The names are those of `MediaCost`, `item_rows` its `rows`; beside them stand:
+
+    Parameters
+    ----------
+    frames : float or ndarray
+        Frames of all videos that the model is given.
+    video : MediaTotals or None
+        The part of the totals that is videos.
+    adapter_keep, adapter_patch_keep : float or ndarray
+        Shares of the tokens, and of the patches, that techniques leave to the adapter.
+    """
 
     items: Quantity = 0.0
     patches: Quantity = 0.0
@@ -32,6 +44,20 @@ class MediaTotals:
     block_pairs: Quantity = 0.0
     adapter_tokens: Quantity = 0.0
     item_rows: tuple[float, ...] = ()
+    frames: Quantity = 0.0
+    video: MediaTotals | None = None
+    adapter_keep: Quantity = 1.0
+    adapter_patch_keep: Quantity = 1.0
+
+    @property
+    def pictures(self) -> Quantity:
+        """Images, and frames of videos."""
+        return self.items if self.video is None else self.items - self.video.items + self.frames
+
+    def scaled(self, **factors: Quantity) -> MediaTotals:
+        """Return the totals with some of them multiplied, those of videos with the rest."""
+        video = None if self.video is None else self.video.scaled(**factors)
+        return replace(self, video=video, **{name: getattr(self, name) * by for name, by in factors.items()})
 
 
 def media_totals(model: ModelSpec, workload: Workload, *, executed: bool = False) -> MediaTotals:
@@ -56,19 +82,27 @@ def media_totals(model: ModelSpec, workload: Workload, *, executed: bool = False
     costs = media_costs(model.media, workload)
     if executed:
         costs = [cost.executed or cost for cost in costs]
-    totals = {name: float(sum(getattr(cost, name) for cost in costs)) for name in _SUMMED}
     image_pixels, _ = workload.source_pixels
-    frame_pixels = sum(v.width * v.height * n_frames(model.media, v) for v in workload.videos)
+    everything = replace(_summed(costs), image_pixels=float(image_pixels))
+    if not workload.videos:
+        return everything
+    counts = [n_frames(model.media, video) for video in workload.videos]
+    pixels = sum(v.width * v.height * count for v, count in zip(workload.videos, counts, strict=True))
+    filmed = {"frames": float(sum(counts)), "frame_pixels": float(pixels)}
+    videos = replace(_summed(costs[len(workload.images) :]), **filmed)
+    return replace(everything, video=videos, **filmed)
+
+
+def _summed(costs: Sequence[MediaCost]) -> MediaTotals:
+    """Return the totals of several images or videos, but for the pixels of their files."""
     return MediaTotals(
         items=float(len(costs)),
         largest_rows=float(max(cost.largest_rows for cost in costs)),
-        image_pixels=float(image_pixels),
-        frame_pixels=float(frame_pixels),
         adapter_tokens=float(
             sum(cost.visual_tokens if cost.adapter_tokens is None else cost.adapter_tokens for cost in costs)
         ),
         item_rows=tuple(float(cost.rows) for cost in costs),
-        **totals,
+        **{name: float(sum(getattr(cost, name) for cost in costs)) for name in _SUMMED},
     )
 
 

@@ -41,6 +41,10 @@ class Turn:
         New text and tokens to generate [tokens].
     prefix_tokens : float or ndarray
         Tokens whose keys and values are already cached.
+    prefix_visual_share : float or ndarray
+        Share of the request's visual tokens that are cached beside them, in every layer as many as it keeps.
+    pair_scale : float or ndarray
+        Pairs between patches over those of `visual_share`, where the pictures come at another size.
     probability, repeats : float or ndarray
         Chance that the turn happens, and how often it does.
     """
@@ -51,6 +55,8 @@ class Turn:
     prefix_tokens: Quantity = 0.0
     probability: Quantity = 1.0
     repeats: Quantity = 1.0
+    prefix_visual_share: Quantity = 0.0
+    pair_scale: Quantity = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +73,8 @@ class Segment:
         Share of the query-key pairs that attention computes.
     implementation : {"fused", "eager"}
         Whether attention keeps its score matrix out of memory.
+    injected : float or ndarray
+        Share of the visual tokens that these layers see as keys without carrying them as rows.
     """
 
     n_layers: int
@@ -75,6 +83,7 @@ class Segment:
     text_keep: Quantity = 1.0
     density: Quantity = 1.0
     implementation: Literal["fused", "eager"] = "fused"
+    injected: Quantity = 0.0
 
     @property
     def structure(self) -> tuple[int, LayerSpec, str]:
@@ -84,7 +93,8 @@ class Segment:
     @property
     def identity(self) -> Hashable:
         """Equal for segments that do equal work in every layer."""
-        return self.layer, self.implementation, *map(_key, (self.visual_keep, self.text_keep, self.density))
+        shares = (self.visual_keep, self.text_keep, self.density, self.injected)
+        return self.layer, self.implementation, *map(_key, shares)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,12 +173,22 @@ class Overhead:
         Memory it needs while it runs [bytes].
     hidden : bool
         Whether it runs beside the stage, which it lengthens only where it takes longer: a copy that is prefetched.
+    with_pictures : bool
+        Whether it comes with the pictures: a turn pays as much of it as it brings of them.
     """
 
     stage: Stage
     operators: tuple[Operator, ...]
     peak_bytes: Quantity = 0.0
     hidden: bool = False
+    with_pictures: bool = False
+
+    def in_turn(self, turn: Turn) -> tuple[Operator, ...]:
+        """Return its operators in a turn."""
+        share = turn.visual_share
+        if not self.with_pictures or (not isinstance(share, np.ndarray) and share == 1.0):
+            return self.operators
+        return tuple(operator.scaled(share) for operator in self.operators)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
