@@ -147,7 +147,9 @@ class Evaluator:
         if stage == "decode":
             return times[-1] + self.overhead_s(stage, turn) + self.host_s(stage)
         counts = self.points(stage, turn).counts
-        total = sum((count * time for count, time in zip(counts, times, strict=True)), start=self.overhead_s(stage, turn))
+        total = sum(
+            (count * time for count, time in zip(counts, times, strict=True)), start=self.overhead_s(stage, turn)
+        )
         return total + self.host_s(stage) if stage == "prefill" else total
 
     def stage_s(self, stage: Stage, turn: Turn) -> Quantity:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,8 @@ class MediaTotals:
     def scaled(self, **factors: Quantity) -> MediaTotals:
         """Return the totals with some of them multiplied, those of videos with the rest."""
         video = None if self.video is None else self.video.scaled(**factors)
-        return replace(self, video=video, **{name: getattr(self, name) * by for name, by in factors.items()})
+        changed: dict[str, Any] = {name: getattr(self, name) * by for name, by in factors.items()}
+        return replace(self, video=video, **changed)
 
 
 def media_totals(model: ModelSpec, workload: Workload, *, executed: bool = False) -> MediaTotals:
@@ -88,13 +90,14 @@ def media_totals(model: ModelSpec, workload: Workload, *, executed: bool = False
         return everything
     counts = [n_frames(model.media, video) for video in workload.videos]
     pixels = sum(v.width * v.height * count for v, count in zip(workload.videos, counts, strict=True))
-    filmed = {"frames": float(sum(counts)), "frame_pixels": float(pixels)}
+    filmed: dict[str, Any] = {"frames": float(sum(counts)), "frame_pixels": float(pixels)}
     videos = replace(_summed(costs[len(workload.images) :]), **filmed)
     return replace(everything, video=videos, **filmed)
 
 
 def _summed(costs: Sequence[MediaCost]) -> MediaTotals:
     """Return the totals of several images or videos, but for the pixels of their files."""
+    totals: dict[str, Any] = {name: float(sum(getattr(cost, name) for cost in costs)) for name in _SUMMED}
     return MediaTotals(
         items=float(len(costs)),
         largest_rows=float(max(cost.largest_rows for cost in costs)),
@@ -102,7 +105,7 @@ def _summed(costs: Sequence[MediaCost]) -> MediaTotals:
             sum(cost.visual_tokens if cost.adapter_tokens is None else cost.adapter_tokens for cost in costs)
         ),
         item_rows=tuple(float(cost.rows) for cost in costs),
-        **{name: float(sum(getattr(cost, name) for cost in costs)) for name in _SUMMED},
+        **totals,
     )
 
 

@@ -1,0 +1,149 @@
+"""What reducing tokens costs by the place where it happens: scores, merges, the gather, all places of a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+
+from costmodel.base import Quantity
+from costmodel.errors import Unsupported
+from costmodel.query import Overhead, Query, Stage
+from costmodel.sums import busiest_share, encoder_passes
+from costmodel.techniques import scoring
+from costmodel.techniques.scoring import Heads, Score, Selection
+
+Cut: TypeAlias = tuple[int, Quantity]
+"""Layers in front of a place, and the share of the tokens that stays behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chooser:
+    """How tokens are chosen; the fields are those of `TokenReduce`."""
+
+    score: Score
+    score_rows: Quantity | None
+    score_groups: Quantity
+    merges: bool
+
+    def in_decoder(
+        self, query: Query, cuts: Sequence[Cut], text_keep: Quantity, *, each_step: bool
+    ) -> tuple[Overhead, ...]:
+        """Return what choosing costs inside the language model, each time among what the places before it left.
+
+        Parameters
+        ----------
+        cuts : sequence of (int, float or ndarray)
+            The places.
+        text_keep : float or ndarray
+            Share of the other tokens that stays.
+        each_step : bool
+            Whether every decode step chooses again.
+        """
+        visual = query.visual_tokens * query.decoder[0].visual_keep
+        other = query.media.marker_tokens + query.turns[0].text_tokens
+        active = _active(query, np.minimum(cuts[-1][1], text_keep))
+        width = float(query.model.decoder.width)
+        chosen = Selection(_rounds(visual, cuts), query.replica_batch, width, self.score_groups, active)
+        found = [self._decoder_score(query, chosen, other), scoring.gather("prefill", chosen)]
+        if self.merges:
+            found.append(scoring.merge("prefill", chosen))
+        return (*_by_stage(found), *((_step(query, chosen, other),) if each_step else ()))
+
+    def outside(self, query: Query, cuts: Sequence[Cut], *, behind_adapter: bool) -> tuple[Overhead, ...]:
+        """Return what choosing costs in the encoder, behind it, or behind the adapter."""
+        vision, media = query.model.vision, query.media
+        requests = query.replica_batch * busiest_share(query)
+        if behind_adapter or vision is None:
+            seen, stage, width = query.visual_tokens + media.cross_tokens, STAGE_BEHIND, query.model.decoder.width
+            groups = self.score_groups
+        else:
+            seen, stage, width = media.rows * media.adapter_patch_keep, STAGE_INSIDE, vision.width
+            tiles = media.rows**2 / np.maximum(media.pairs, 1.0)  # as many equal tiles have these pairs
+            groups = self.score_groups * np.maximum(tiles, 1.0)
+        active = _active(query, cuts[-1][1])
+        chosen = Selection(_rounds(seen, cuts), requests, float(width), groups, active)
+        reads_encoder = self.score in scoring.BY_ENCODER
+        found = [self._encoder_score(query, active) if reads_encoder else self._scored(stage, chosen)]
+        found.append(scoring.gather(stage, chosen))
+        if self.merges:
+            found.append(scoring.merge(stage, chosen))
+        return _by_stage(found)
+
+    def _scored(self, stage: Stage, chosen: Selection) -> Overhead:
+        if self.score == "cosine":
+            return scoring.cosine(stage, chosen, self.score_rows)
+        return scoring.BY_NAME[self.score](stage, chosen)
+
+    def _decoder_score(self, query: Query, chosen: Selection, other: Quantity) -> Overhead:
+        if self.score in scoring.BY_ENCODER:
+            return self._encoder_score(query, chosen.active)
+        if self.score not in scoring.BY_DECODER:
+            return self._scored("prefill", chosen)
+        heads, rounds = _decoder_heads(query), chosen.launches(1)
+        contexts, charged = [visual + other for visual, _ in chosen.rounds], chosen.requests * chosen.active
+        if self.score == "llm_rows":
+            rows, tokens = 1.0 if self.score_rows is None else self.score_rows, sum(contexts, start=0.0) * charged
+            return scoring.attention_rows("prefill", heads, rows=rows, tokens=tokens, rounds=rounds)
+        pairs = sum((n * n for n in contexts), start=0.0) * charged
+        most = np.minimum(contexts[0] * charged, query.engine.prefill_chunk_tokens) * contexts[0]
+        square = query.engine.counts_full_square
+        return scoring.attention_map("prefill", heads, pairs=pairs, peak_pairs=most, square=square, rounds=rounds)
+
+    def _encoder_score(self, query: Query, active: Quantity) -> Overhead:
+        """Return the reading of the attention of one encoder layer: some rows of every tile, or its whole map."""
+        pictures = query.replica_batch * busiest_share(query) * active
+        owner = f"the encoder of {query.model.name}"
+        if not query.encoder:
+            raise Unsupported(f"{owner} has no layer whose attention could be read; use another score")
+        heads = Heads.of(query.encoder[-1].layer.mixer, query.parallelism.encoder, owner)
+        if self.score == "encoder_row":
+            rows = 1.0 if self.score_rows is None else self.score_rows
+            return scoring.attention_rows("encode", heads, rows=rows, tokens=query.media.rows * pictures, rounds=active)
+        pairs = query.media.pairs * pictures
+        peak = pairs / np.maximum(encoder_passes(query, query.turns[0]), 1.0)
+        return scoring.attention_map("encode", heads, pairs=pairs, peak_pairs=peak, square=True, rounds=active)
+
+
+STAGE_INSIDE: Stage = "encode"
+STAGE_BEHIND: Stage = "adapt"
+
+
+def _rounds(tokens: Quantity, cuts: Sequence[Cut]) -> tuple[tuple[Quantity, Quantity], ...]:
+    kept = (1.0, *(keep for _, keep in cuts))
+    return tuple((tokens * before, tokens * after) for before, after in pairwise(kept))
+
+
+def _by_stage(found: Sequence[Overhead]) -> tuple[Overhead, ...]:
+    """Return overheads of which the first, a score, may belong to a stage before that of the rest."""
+    if found[0].stage == found[-1].stage:
+        return scoring.together(tuple(found))
+    return (found[0], *scoring.together(tuple(found[1:])))
+
+
+def _step(query: Query, chosen: Selection, other: Quantity) -> Overhead:
+    """Return what a decode step pays to choose again: a row of attention over all tokens."""
+    contexts = sum((visual + other for visual, _ in chosen.rounds), start=0.0)
+    tokens = contexts * chosen.requests * chosen.active
+    heads, rounds = _decoder_heads(query), chosen.launches(1)
+    step = scoring.attention_rows("decode", heads, rows=1.0, tokens=tokens, rounds=rounds, name="score.step_rows")
+    return replace(step, with_pictures=False)
+
+
+def _active(query: Query, keep: Quantity) -> Quantity:
+    """Return one where tokens go, in a sweep point by point: else it would pay for nothing."""
+    items = query.media.items
+    if isinstance(keep, np.ndarray) or isinstance(items, np.ndarray):
+        return np.asarray((np.asarray(keep) < 1.0) & (np.asarray(items) > 0), dtype=float)
+    return float(keep < 1.0)
+
+
+def _decoder_heads(query: Query) -> Heads:
+    """Return the first attention of the language model whose rows can be read; recurrences have none."""
+    owner = f"the language model of {query.model.name}"
+    mixers = [segment.layer.mixer for segment in query.decoder]
+    shown = next((mixer for mixer in mixers if isinstance(mixer, scoring.READABLE)), mixers[0])
+    return Heads.of(shown, query.parallelism.tp, owner)
