@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import TypeVar
@@ -24,14 +24,17 @@ def split_at(parts: Sequence[Part], cuts: Sequence[int]) -> list[tuple[int, Part
         Layers in front of each cut, rising.
     """
     pieces: list[tuple[int, Part]] = []
-    ends: list[int] = list(accumulate(part.n_layers for part in parts))
+    ends = accumulate(part.n_layers for part in parts)
     for part, end in zip(parts, ends, strict=True):
-        start: int = end - part.n_layers
-        bounds: list[int] = [start, *(cut for cut in cuts if start < cut < end), end]
-        for first, last in pairwise(bounds):
+        for first, last in _between(end - part.n_layers, end, cuts):
             piece = part if last - first == part.n_layers else replace(part, n_layers=last - first)
             pieces.append((bisect.bisect_right(cuts, first), piece))
     return pieces
+
+
+def _between(start: int, end: int, cuts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Return the pieces of the layers from `start` to `end`."""
+    return pairwise((start, *(cut for cut in cuts if start < cut < end), end))
 
 
 def layer_number(what: str, layer: float, n_layers: int, tower: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -45,13 +46,16 @@ class Chooser:
         """
         visual = query.visual_tokens * query.decoder[0].visual_keep
         other = query.media.marker_tokens + query.turns[0].text_tokens
-        active = _active(query, np.minimum(cuts[-1][1], text_keep))
-        width = float(query.model.decoder.width)
-        chosen = Selection(_rounds(visual, cuts), query.replica_batch, width, self.score_groups, active)
-        found = [self._decoder_score(query, chosen, other), scoring.gather("prefill", chosen)]
+        active = _active(query, cuts, text_keep)
+        width, n_rounds = float(query.model.decoder.width), sum(active, start=0.0)
+        chosen = Selection(_rounds(visual, cuts, active), query.replica_batch, width, self.score_groups, n_rounds)
+        contexts = [
+            visual + other * takes_place for (visual, _), takes_place in zip(chosen.rounds, active, strict=True)
+        ]
+        found = [self._decoder_score(query, chosen, contexts), scoring.gather("prefill", chosen)]
         if self.merges:
             found.append(scoring.merge("prefill", chosen))
-        return (*_by_stage(found), *((_step(query, chosen, other),) if each_step else ()))
+        return (*_by_stage(found), *((_step(query, chosen, contexts),) if each_step else ()))
 
     def outside(self, query: Query, cuts: Sequence[Cut], *, behind_adapter: bool) -> tuple[Overhead, ...]:
         """Return what choosing costs in the encoder, behind it, or behind the adapter."""
@@ -64,10 +68,11 @@ class Chooser:
             seen, stage, width = media.rows * media.adapter_patch_keep, STAGE_INSIDE, vision.width
             tiles = media.rows**2 / np.maximum(media.pairs, 1.0)  # as many equal tiles have these pairs
             groups = self.score_groups * np.maximum(tiles, 1.0)
-        active = _active(query, cuts[-1][1])
-        chosen = Selection(_rounds(seen, cuts), requests, float(width), groups, active)
+        active = _active(query, cuts)
+        n_rounds = sum(active, start=0.0)
+        chosen = Selection(_rounds(seen, cuts, active), requests, float(width), groups, n_rounds)
         reads_encoder = self.score in scoring.BY_ENCODER
-        found = [self._encoder_score(query, active) if reads_encoder else self._scored(stage, chosen)]
+        found = [self._encoder_score(query, n_rounds) if reads_encoder else self._scored(stage, chosen)]
         found.append(scoring.gather(stage, chosen))
         if self.merges:
             found.append(scoring.merge(stage, chosen))
@@ -78,23 +83,23 @@ class Chooser:
             return scoring.cosine(stage, chosen, self.score_rows)
         return scoring.BY_NAME[self.score](stage, chosen)
 
-    def _decoder_score(self, query: Query, chosen: Selection, other: Quantity) -> Overhead:
+    def _decoder_score(self, query: Query, chosen: Selection, contexts: list[Quantity]) -> Overhead:
         if self.score in scoring.BY_ENCODER:
-            return self._encoder_score(query, chosen.active)
+            return self._encoder_score(query, chosen.n_rounds)
         if self.score not in scoring.BY_DECODER:
             return self._scored("prefill", chosen)
-        heads, rounds = _decoder_heads(query), chosen.launches(1)
-        contexts, charged = [visual + other for visual, _ in chosen.rounds], chosen.requests * chosen.active
+        heads, rounds, requests = _decoder_heads(query), chosen.n_rounds, chosen.requests
         if self.score == "llm_rows":
-            rows, tokens = 1.0 if self.score_rows is None else self.score_rows, sum(contexts, start=0.0) * charged
+            rows, tokens = 1.0 if self.score_rows is None else self.score_rows, sum(contexts, start=0.0) * requests
             return scoring.attention_rows("prefill", heads, rows=rows, tokens=tokens, rounds=rounds)
-        pairs = sum((n * n for n in contexts), start=0.0) * charged
-        most = np.minimum(contexts[0] * charged, query.engine.prefill_chunk_tokens) * contexts[0]
+        pairs, longest = sum((n * n for n in contexts), start=0.0) * requests, functools.reduce(np.maximum, contexts)
+        most = np.minimum(longest * requests, query.engine.prefill_chunk_tokens) * longest
         square = query.engine.counts_full_square
         return scoring.attention_map("prefill", heads, pairs=pairs, peak_pairs=most, square=square, rounds=rounds)
 
-    def _encoder_score(self, query: Query, active: Quantity) -> Overhead:
+    def _encoder_score(self, query: Query, n_rounds: Quantity) -> Overhead:
         """Return the reading of the attention of one encoder layer: some rows of every tile, or its whole map."""
+        active = np.minimum(n_rounds, 1.0)  # read once, whatever is done with it
         pictures = query.replica_batch * busiest_share(query) * active
         owner = f"the encoder of {query.model.name}"
         if not query.encoder:
@@ -112,9 +117,10 @@ STAGE_INSIDE: Stage = "encode"
 STAGE_BEHIND: Stage = "adapt"
 
 
-def _rounds(tokens: Quantity, cuts: Sequence[Cut]) -> tuple[tuple[Quantity, Quantity], ...]:
+def _rounds(tokens: Quantity, cuts: Sequence[Cut], active: Sequence[Quantity]) -> tuple[tuple[Quantity, Quantity], ...]:
     kept = (1.0, *(keep for _, keep in cuts))
-    return tuple((tokens * before, tokens * after) for before, after in pairwise(kept))
+    arriving = [tokens * takes_place for takes_place in active]
+    return tuple((n * before, n * after) for n, (before, after) in zip(arriving, pairwise(kept), strict=True))
 
 
 def _by_stage(found: Sequence[Overhead]) -> tuple[Overhead, ...]:
@@ -124,21 +130,20 @@ def _by_stage(found: Sequence[Overhead]) -> tuple[Overhead, ...]:
     return (found[0], *scoring.together(tuple(found[1:])))
 
 
-def _step(query: Query, chosen: Selection, other: Quantity) -> Overhead:
+def _step(query: Query, chosen: Selection, contexts: list[Quantity]) -> Overhead:
     """Return what a decode step pays to choose again: a row of attention over all tokens."""
-    contexts = sum((visual + other for visual, _ in chosen.rounds), start=0.0)
-    tokens = contexts * chosen.requests * chosen.active
-    heads, rounds = _decoder_heads(query), chosen.launches(1)
+    heads, tokens, rounds = _decoder_heads(query), sum(contexts, start=0.0) * chosen.requests, chosen.n_rounds
     step = scoring.attention_rows("decode", heads, rows=1.0, tokens=tokens, rounds=rounds, name="score.step_rows")
     return replace(step, with_pictures=False)
 
 
-def _active(query: Query, keep: Quantity) -> Quantity:
-    """Return one where tokens go, in a sweep point by point: else it would pay for nothing."""
-    items = query.media.items
-    if isinstance(keep, np.ndarray) or isinstance(items, np.ndarray):
-        return np.asarray((np.asarray(keep) < 1.0) & (np.asarray(items) > 0), dtype=float)
-    return float(keep < 1.0)
+def _active(query: Query, cuts: Sequence[Cut], text_keep: Quantity = 1.0) -> list[Quantity]:
+    """Return one for every place where tokens go, in a sweep point by point: else it would pay for nothing."""
+    kept, pictures = (1.0, *(keep for _, keep in cuts)), np.asarray(query.media.items) > 0
+    falls = [np.less(after, before) for before, after in pairwise(kept)]
+    falls[0] = falls[0] | np.less(text_keep, 1.0)
+    found = [np.asarray(fall & pictures, dtype=float) for fall in falls]
+    return [values if values.shape else float(values) for values in found]
 
 
 def _decoder_heads(query: Query) -> Heads:

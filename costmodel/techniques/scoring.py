@@ -55,22 +55,22 @@ class Selection:
     Parameters
     ----------
     rounds : tuple of (float or ndarray, float or ndarray)
-        Tokens of one request in front of every round, and behind it.
+        Tokens of one request in front of every round, and behind it; none where it does not take place.
     requests : float or ndarray
         Requests that are handled at once.
     width : float
         Width of a token.
     groups : float or ndarray
         Parts of the tokens that are compared among themselves alone: tiles, frames, segments of a video.
-    active : float or ndarray
-        One where there is something to select, else nothing is paid.
+    n_rounds : float or ndarray
+        Rounds that take place: in a sweep some points may keep everything, and pay nothing.
     """
 
     rounds: tuple[tuple[Quantity, Quantity], ...]
     requests: Quantity
     width: float
     groups: Quantity = 1.0
-    active: Quantity = 1.0
+    n_rounds: Quantity = 1.0
 
     @property
     def tokens(self) -> Quantity:
@@ -84,22 +84,24 @@ class Selection:
 
     @property
     def largest_pairs(self) -> Quantity:
-        """Pairs of the first round, which has most."""
-        n, _ = self.rounds[0]
-        return n * n / self.groups * (self.requests * self.active)
+        """Pairs of the round that has most."""
+        most, _ = self.rounds[0]
+        for n, _ in self.rounds[1:]:
+            most = np.maximum(most, n)
+        return most * most / self.groups * self.requests
 
     @property
     def steps(self) -> Quantity:
         """Greedy steps that wait for each other: one a token that stays; groups and requests run side by side."""
-        return sum((kept for _, kept in self.rounds), start=0.0) / self.groups * self.active
+        return sum((kept for _, kept in self.rounds), start=0.0) / self.groups
 
     def launches(self, each: float) -> Quantity:
         """Return the kernels started when every round starts so many."""
-        return len(self.rounds) * each * self.active
+        return self.n_rounds * each
 
     def _summed(self, term: Callable[[Quantity, Quantity], Quantity]) -> Quantity:
         total = sum((term(n, kept) for n, kept in self.rounds), start=0.0)
-        return total * (self.requests * self.active)
+        return total * self.requests
 
 
 def none(stage: Stage, selection: Selection) -> Overhead:
@@ -134,7 +136,7 @@ def cosine(stage: Stage, selection: Selection, pivots: Quantity | None = None) -
 def max_min(stage: Stage, selection: Selection) -> Overhead:
     """Return greedy max-min selection (DivPrune): similarities, then a step a token kept, each reading N d numbers."""
     moved = selection.requests * selection.width * STATE_BYTES / selection.groups
-    read = sum((kept * n for n, kept in selection.rounds), start=0.0) * moved * selection.active
+    read = sum((kept * n for n, kept in selection.rounds), start=0.0) * moved
     greedy = Operator("score.greedy", Kind.ELEMENTWISE, activation_bytes=read, launches=selection.steps)
     return _with(cosine(stage, selection), greedy)
 
@@ -146,8 +148,8 @@ def dpp(stage: Stage, selection: Selection) -> Overhead:
     ----------
     .. [1] L. Chen, G. Zhang, E. Zhou, "Fast greedy MAP inference for DPP", NeurIPS 2018: O(k^2 N).
     """
-    shared = selection.requests * selection.active / selection.groups**2
-    work = sum((kept * kept * n for n, kept in selection.rounds), start=0.0) * shared
+    work = sum((kept * kept * n for n, kept in selection.rounds), start=0.0)
+    work = work * selection.requests / selection.groups**2
     greedy = Operator(
         "score.greedy",
         Kind.GEMM,
@@ -169,9 +171,9 @@ def knn(stage: Stage, selection: Selection) -> Overhead:
 
 def merge(stage: Stage, selection: Selection) -> Overhead:
     """Return the merging of what goes into what stays: the similarities of the two, and a weighted sum."""
-    shared = selection.requests * selection.active
-    pairs = sum(((n - kept) * kept for n, kept in selection.rounds), start=0.0) * shared / selection.groups
-    kept = sum((kept for _, kept in selection.rounds), start=0.0) * shared
+    requests = selection.requests
+    pairs = sum(((n - kept) * kept for n, kept in selection.rounds), start=0.0) * requests / selection.groups
+    kept = sum((kept for _, kept in selection.rounds), start=0.0) * requests
     moved = (selection.tokens + kept) * (selection.width * STATE_BYTES) + pairs * DISTANCE_BYTES
     launches = selection.launches(MERGE_LAUNCHES)
     work = Operator(
