@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ class MediaTotals:
     frames : float or ndarray
         Frames of all videos that the model is given.
     video : MediaTotals or None
-        The part of the totals that is videos.
+        The part of the totals that is videos, where there are images beside them.
     adapter_keep, adapter_patch_keep : float or ndarray
         Shares of the tokens, and of the patches, that techniques leave to the adapter.
     """
@@ -53,13 +53,21 @@ class MediaTotals:
     @property
     def pictures(self) -> Quantity:
         """Images, and frames of videos."""
-        return self.items if self.video is None else self.items - self.video.items + self.frames
+        if self.video is not None:
+            return self.items - self.video.items + self.frames
+        return self.frames if isinstance(self.frames, np.ndarray) or self.frames else self.items
 
     def scaled(self, **factors: Quantity) -> MediaTotals:
         """Return the totals with some of them multiplied, those of videos with the rest."""
-        video = None if self.video is None else self.video.scaled(**factors)
-        changed: dict[str, Any] = {name: getattr(self, name) * by for name, by in factors.items()}
-        return replace(self, video=video, **changed)
+        values: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}  # quicker than replace
+        for name, by in factors.items():
+            values[name] = values[name] * by
+        if self.video is not None:
+            values["video"] = self.video.scaled(**factors)
+        return MediaTotals(**values)
+
+
+_FIELDS = tuple(field.name for field in fields(MediaTotals))
 
 
 def media_totals(model: ModelSpec, workload: Workload, *, executed: bool = False) -> MediaTotals:
@@ -91,6 +99,8 @@ def media_totals(model: ModelSpec, workload: Workload, *, executed: bool = False
     counts = [n_frames(model.media, video) for video in workload.videos]
     pixels = sum(v.width * v.height * count for v, count in zip(workload.videos, counts, strict=True))
     filmed: dict[str, Any] = {"frames": float(sum(counts)), "frame_pixels": float(pixels)}
+    if not workload.images:
+        return replace(everything, **filmed)
     videos = replace(_summed(costs[len(workload.images) :]), **filmed)
     return replace(everything, video=videos, **filmed)
 

@@ -11,7 +11,7 @@ from costmodel.base import Quantity
 from costmodel.operators import Kind, Operator
 from costmodel.query import Overhead, Query
 from costmodel.sums import busiest_share
-from costmodel.techniques.checks import check_alone, check_least, check_share, is_one
+from costmodel.techniques.checks import anything, check_alone, check_least, check_share, is_one
 from costmodel.techniques.scoring import STATE_BYTES
 
 FFN_RATIO: Final = 4
@@ -85,7 +85,7 @@ class AdapterReduce:
     def apply(self, query: Query) -> Query:
         """Return the query with other visual tokens, and with the resampler that makes them."""
         neutral = is_one(self.keep) and self.tokens_per_item is None and self.tokens_per_frame is None
-        if not np.any(query.media.items) or (neutral and not np.any(self.layers)):
+        if not anything(query.media.items) or (neutral and not anything(self.layers)):
             return query
         seen = query.visual_tokens + query.media.cross_tokens
         keep = self._tokens(query) / np.maximum(seen, 1.0) if not neutral and is_one(self.keep) else self.keep
@@ -101,7 +101,7 @@ class AdapterReduce:
 
     def _resampler(self, query: Query, tokens: Quantity) -> tuple[Overhead, ...]:
         vision = query.model.vision
-        if not np.any(self.layers) or vision is None:
+        if not anything(self.layers) or vision is None:
             return ()
         width, pictures = self.width or float(vision.width), np.maximum(query.media.pictures, 1.0)
         requests = query.replica_batch * busiest_share(query)

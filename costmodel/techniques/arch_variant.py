@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-import numpy as np
-
 from costmodel.base import Quantity
 from costmodel.blocks import Run, gemm
 from costmodel.errors import Unsupported
@@ -16,7 +14,7 @@ from costmodel.mixers import cache_write, kv_width_on_device
 from costmodel.operators import Operator
 from costmodel.query import Overhead, Query, Segment
 from costmodel.stages import Structure
-from costmodel.techniques.checks import check_choice
+from costmodel.techniques.checks import anything, check_choice
 
 KINDS: Final = ("none", "cross_inject")
 
@@ -67,7 +65,7 @@ class ArchVariant:
 
     def apply(self, query: Query) -> Query:
         """Return the query whose pictures are keys and values alone."""
-        if self.kind == "none" or not np.any(query.visual_tokens):
+        if self.kind == "none" or not anything(query.visual_tokens):
             return query
         if not all(isinstance(segment.layer.mixer, AttentionSpec) for segment in query.decoder):
             raise Unsupported(f"{self.name}.kind='cross_inject' is modelled for grouped-query attention alone")

@@ -42,3 +42,8 @@ def check_alone(name: str, **fields: object) -> None:
 def is_one(value: Quantity) -> bool:
     """Return whether a share is one number and keeps everything."""
     return not isinstance(value, np.ndarray) and value == 1.0
+
+
+def anything(value: Quantity) -> bool:
+    """Return whether there is anything, in a sweep at any point."""
+    return bool(value.any()) if isinstance(value, np.ndarray) else bool(value)

@@ -12,6 +12,7 @@ import numpy as np
 
 from costmodel.base import Quantity
 from costmodel.errors import Unsupported
+from costmodel.memo import remember
 from costmodel.query import Overhead, Query, Stage
 from costmodel.sums import busiest_share, encoder_passes
 from costmodel.techniques import scoring
@@ -44,7 +45,7 @@ class Chooser:
         each_step : bool
             Whether every decode step chooses again.
         """
-        visual = query.visual_tokens * query.decoder[0].visual_keep
+        visual = query.visual_tokens * (query.decoder[0].visual_keep + query.decoder[0].injected)
         other = query.media.marker_tokens + query.turns[0].text_tokens
         active = _active(query, cuts, text_keep)
         width, n_rounds = float(query.model.decoder.width), sum(active, start=0.0)
@@ -101,10 +102,7 @@ class Chooser:
         """Return the reading of the attention of one encoder layer: some rows of every tile, or its whole map."""
         active = np.minimum(n_rounds, 1.0)  # read once, whatever is done with it
         pictures = query.replica_batch * busiest_share(query) * active
-        owner = f"the encoder of {query.model.name}"
-        if not query.encoder:
-            raise Unsupported(f"{owner} has no layer whose attention could be read; use another score")
-        heads = Heads.of(query.encoder[-1].layer.mixer, query.parallelism.encoder, owner)
+        heads = _encoder_heads(query)
         if self.score == "encoder_row":
             rows = 1.0 if self.score_rows is None else self.score_rows
             return scoring.attention_rows("encode", heads, rows=rows, tokens=query.media.rows * pictures, rounds=active)
@@ -139,16 +137,35 @@ def _step(query: Query, chosen: Selection, contexts: list[Quantity]) -> Overhead
 
 def _active(query: Query, cuts: Sequence[Cut], text_keep: Quantity = 1.0) -> list[Quantity]:
     """Return one for every place where tokens go, in a sweep point by point: else it would pay for nothing."""
-    kept, pictures = (1.0, *(keep for _, keep in cuts)), np.asarray(query.media.items) > 0
+    kept, items = (1.0, *(keep for _, keep in cuts)), query.media.items
+    if not any(isinstance(value, np.ndarray) for value in (*kept, items, text_keep)):
+        first = float(kept[1] < 1.0 or text_keep < 1.0)
+        return [first, *(float(after < before) for before, after in pairwise(kept[1:]))]
+    pictures = np.asarray(items) > 0
     falls = [np.less(after, before) for before, after in pairwise(kept)]
     falls[0] = falls[0] | np.less(text_keep, 1.0)
     found = [np.asarray(fall & pictures, dtype=float) for fall in falls]
     return [values if values.shape else float(values) for values in found]
 
 
+def _encoder_heads(query: Query) -> Heads:
+    """Return the attention of the encoder's last layer."""
+    owner = f"the encoder of {query.model.name}"
+    if not query.encoder:
+        raise Unsupported(f"{owner} has no layer whose attention could be read; use another score")
+
+    def find() -> Heads:
+        return Heads.of(query.encoder[-1].layer.mixer, query.parallelism.encoder, owner)
+
+    return remember(query.model.cache, ("read heads", query.encoder, query.parallelism.encoder), find)
+
+
 def _decoder_heads(query: Query) -> Heads:
     """Return the first attention of the language model whose rows can be read; recurrences have none."""
-    owner = f"the language model of {query.model.name}"
-    mixers = [segment.layer.mixer for segment in query.decoder]
-    shown = next((mixer for mixer in mixers if isinstance(mixer, scoring.READABLE)), mixers[0])
-    return Heads.of(shown, query.parallelism.tp, owner)
+
+    def find() -> Heads:
+        mixers = [segment.layer.mixer for segment in query.decoder]
+        shown = next((mixer for mixer in mixers if isinstance(mixer, scoring.READABLE)), mixers[0])
+        return Heads.of(shown, query.parallelism.tp, f"the language model of {query.model.name}")
+
+    return remember(query.model.cache, ("read heads", query.decoder, query.parallelism.tp), find)

@@ -15,6 +15,7 @@ from costmodel.media import MediaTotals
 from costmodel.memo import remember
 from costmodel.models import ModelSpec, VisionEncoderSpec
 from costmodel.query import Query, encoder_segments
+from costmodel.techniques.checks import anything
 from costmodel.traces import TracedFfnSpec, TracedMixerSpec, TracedProduct
 
 CHANNELS: Final = 3
@@ -89,7 +90,7 @@ class EncoderReplace:
             return query
         key = ("encoder_replace", self.flops_per_pixel, self.parameters, self.tokens_side_stride)
         model = remember(query.model.cache, key, lambda: self._model(query.model))
-        if not np.any(query.media.items):
+        if not anything(query.media.items):
             return replace(query, model=model, encoder=encoder_segments(model, query.engine))
         media, keep = self._media(query)
         return replace(

@@ -11,7 +11,7 @@ from costmodel.base import Quantity
 from costmodel.media import MediaTotals
 from costmodel.operators import Kind, Operator
 from costmodel.query import Overhead, Query
-from costmodel.techniques.checks import check_alone, check_least, check_share, is_one
+from costmodel.techniques.checks import anything, check_alone, check_least, check_share, is_one
 
 SCORER_BATCH: Final = 32
 """Frames that a scorer sees at once (FOCUS scores with BLIP-large in batches of 32)."""
@@ -99,10 +99,10 @@ class FrameSelect:
 
     def apply(self, query: Query) -> Query:
         """Return the query with fewer frames, and with the scorer on the candidates."""
-        media, video = query.media, query.media.video
+        media = query.media
         if self.frames is None and is_one(self.keep):
             return query
-        if video is None:
+        if not anything(media.frames):
             self._check_known(media)
             return query
         keep: Quantity = self.keep if self.frames is None else np.minimum(self.frames / media.frames, 1.0)
@@ -111,14 +111,12 @@ class FrameSelect:
             return query
         active: Quantity = np.asarray(keep < 1.0, dtype=float) if isinstance(keep, np.ndarray) else 1.0
         decoded: Quantity = np.maximum(keep, self.scored_share) if self.extra_decode else keep
-        shorter = _shorter(video, keep, decoded)
-        dropped = query.visual_tokens * (
-            (video.visual_tokens - shorter.visual_tokens) / np.maximum(media.visual_tokens, 1.0)
-        )
+        shorter = _shorter(media, keep, decoded)
+        left = shorter.visual_tokens / np.maximum(media.visual_tokens, 1.0)
         return replace(
             query,
-            media=_replaced(media, video, shorter),
-            visual_tokens=query.visual_tokens - dropped,
+            media=shorter,
+            visual_tokens=query.visual_tokens * left,
             overheads=(*query.overheads, *self._scorer(query, active)),
         )
 
@@ -127,7 +125,7 @@ class FrameSelect:
             raise ValueError(f"{self.name} needs the frames of a video; give one by its size, not visual_tokens")
 
     def _scorer(self, query: Query, active: Quantity) -> tuple[Overhead, ...]:
-        if not np.any(self.scorer_flops_per_frame) and not np.any(self.scorer_bytes):
+        if not anything(self.scorer_flops_per_frame) and not anything(self.scorer_bytes):
             return ()
         scored = query.media.frames * self.scored_share * query.replica_batch * active
         passes = np.ceil(scored / SCORER_BATCH)
@@ -142,21 +140,22 @@ class FrameSelect:
         return (Overhead("encode", (scorer,), peak_bytes=resident, with_pictures=not self.per_question),)
 
 
-def _shorter(video: MediaTotals, keep: Quantity, decoded: Quantity) -> MediaTotals:
-    """Return the totals of videos with this share of their frames, of which the host decodes another."""
-    changed: dict[str, Any] = {name: getattr(video, name) * keep for name in BY_FRAMES}
-    rows = video.item_rows if isinstance(keep, np.ndarray) else tuple(row * float(keep) for row in video.item_rows)
-    largest = np.minimum(video.largest_rows, changed["rows"])
-    return replace(video, frame_pixels=video.frame_pixels * decoded, largest_rows=largest, item_rows=rows, **changed)
+def _shorter(media: MediaTotals, keep: Quantity, decoded: Quantity) -> MediaTotals:
+    """Return the totals of a request with this share of its frames, of which the host decodes another."""
+    if media.video is not None:
+        return _beside(media, media.video, _shorter(media.video, keep, decoded))
+    changed: dict[str, Any] = {name: getattr(media, name) * keep for name in BY_FRAMES}
+    rows = media.item_rows if isinstance(keep, np.ndarray) else tuple(row * keep for row in media.item_rows)
+    largest = np.minimum(media.largest_rows, changed["rows"])
+    return replace(media, frame_pixels=media.frame_pixels * decoded, largest_rows=largest, item_rows=rows, **changed)
 
 
-def _replaced(media: MediaTotals, video: MediaTotals, shorter: MediaTotals) -> MediaTotals:
-    """Return the totals of a request with the part of its videos replaced."""
+def _beside(media: MediaTotals, video: MediaTotals, shorter: MediaTotals) -> MediaTotals:
+    """Return the totals of a request with images, in which the part of the videos is replaced."""
     changed: dict[str, Any] = {
         name: getattr(media, name) - getattr(video, name) + getattr(shorter, name)
         for name in (*BY_FRAMES, "frame_pixels")
     }
     images = len(media.item_rows) - len(video.item_rows)
     rows = (*media.item_rows[:images], *shorter.item_rows)
-    largest = media.largest_rows if images else shorter.largest_rows
-    return replace(media, video=shorter, item_rows=rows, largest_rows=largest, **changed)
+    return replace(media, video=shorter, item_rows=rows, **changed)

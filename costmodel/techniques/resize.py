@@ -11,7 +11,7 @@ from costmodel.base import Quantity
 from costmodel.media import MediaTotals
 from costmodel.memo import remember
 from costmodel.query import Query, Turn
-from costmodel.techniques.checks import check_share, is_one
+from costmodel.techniques.checks import anything, check_share, is_one
 
 BY_PIXELS: Final = (
     "patches",
@@ -73,7 +73,7 @@ class Resize:
     @property
     def needs(self) -> frozenset[str]:
         """What it needs of the request: a router reads the question."""
-        return frozenset({"query"}) if np.any(self.call_probability) else frozenset()
+        return frozenset({"query"}) if anything(self.call_probability) else frozenset()
 
     @property
     def stages(self) -> str:
@@ -82,12 +82,12 @@ class Resize:
 
     def apply(self, query: Query) -> Query:
         """Return the query with smaller pictures, and with the turn at full size if there may be one."""
-        if is_one(self.pixels) or not np.any(query.media.items):
+        if is_one(self.pixels) or not anything(query.media.items):
             return query
         whole = remember(query.model.cache, "sees_whole_pictures", lambda: (_sees_whole_pictures(query),))[0]
         first, *later = query.turns
         turns = query.turns
-        if np.any(self.call_probability):
+        if anything(self.call_probability):
             turns = (first, self._second(first, query, whole=whole), *later)
         media = _smaller(query.media, self.pixels, whole=whole)
         return replace(query, media=media, visual_tokens=query.visual_tokens * self.pixels, turns=turns)

@@ -8,7 +8,7 @@ collected in `techniques.md` of the project's knowledge base, section 2.1, a mul
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
@@ -306,11 +306,14 @@ def together(overheads: tuple[Overhead, ...]) -> tuple[Overhead, ...]:
     if len(overheads) == 1:
         return overheads
     operators = tuple(operator for overhead in overheads for operator in overhead.operators)
-    peak: Quantity = overheads[0].peak_bytes
-    for overhead in overheads[1:]:
-        peak = np.maximum(peak, overhead.peak_bytes)
-    return (replace(overheads[0], operators=operators, peak_bytes=peak),)
+    peak: Quantity = 0.0
+    for overhead in overheads:
+        held = overhead.peak_bytes
+        arrays = isinstance(held, np.ndarray) or isinstance(peak, np.ndarray)
+        peak = np.maximum(peak, held) if arrays else max(peak, held)
+    return (Overhead(overheads[0].stage, operators, peak_bytes=peak, with_pictures=True),)
 
 
 def _with(overhead: Overhead, *operators: Operator) -> Overhead:
-    return replace(overhead, operators=(*overhead.operators, *operators))
+    together = (*overhead.operators, *operators)
+    return Overhead(overhead.stage, together, peak_bytes=overhead.peak_bytes, with_pictures=True)

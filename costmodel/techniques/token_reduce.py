@@ -15,7 +15,7 @@ from costmodel.memo import remember
 from costmodel.query import KVEntry, Query, Segment
 from costmodel.splitting import layer_number, split_at
 from costmodel.techniques import scoring
-from costmodel.techniques.checks import check_choice, check_least, check_share, is_one
+from costmodel.techniques.checks import anything, check_choice, check_least, check_share, is_one
 from costmodel.techniques.choosing import Chooser, Cut
 from costmodel.techniques.scoring import Score
 
@@ -135,7 +135,7 @@ class TokenReduce:
 
     def apply(self, query: Query) -> Query:
         """Return the query with fewer tokens, and with what choosing them costs."""
-        if not np.any(query.media.items) or (self._keeps_all and is_one(self.text_keep)):
+        if not anything(query.media.items) or (self._keeps_all and is_one(self.text_keep)):
             return query
         if self.at == "layer":
             return self._in_decoder(query)
@@ -164,7 +164,7 @@ class TokenReduce:
     # Inside the language model
 
     def _in_decoder(self, query: Query) -> Query:
-        if not np.any(query.visual_tokens):
+        if not anything(query.visual_tokens):
             rule = "prunes visual tokens of the language model, and here pictures reach cross-attention alone"
             raise Unsupported(f"{self.name} {rule}; use at='encoder_out' or 'pre_llm' on {query.model.name}")
         n_layers = sum(segment.n_layers for segment in query.decoder)
@@ -172,11 +172,11 @@ class TokenReduce:
             raise ValueError(f"{self.name} must come before techniques that split the cache by heads; put it first")
         cuts = self._cuts(n_layers, f"decoder of {query.model.name}")
         added = self._chooser.in_decoder(query, cuts, self.text_keep, each_step=self.reprunes)
-        charged = replace(query, overheads=(*query.overheads, *added))
+        overheads = (*query.overheads, *added)
         if self.masked:
-            return charged
+            return replace(query, overheads=overheads)
         decoder, kv = _remembered(query, cuts, self.text_keep, cached=not self.reprunes)
-        return replace(charged, decoder=decoder, kv=kv)
+        return replace(query, decoder=decoder, kv=kv, overheads=overheads)
 
     # Outside it
 
@@ -195,15 +195,16 @@ class TokenReduce:
         overheads, keep = (*query.overheads, *added), cuts[-1][1]
         if self.masked:
             return replace(query, overheads=overheads)
-        media = query.media.scaled(cross_tokens=keep, block_pairs=keep * keep)
+        factors = {"cross_tokens": keep, "block_pairs": keep * keep}
         if self.at != "pre_llm":
-            media = media.scaled(adapter_keep=keep, adapter_patch_keep=keep)
+            factors |= {"adapter_keep": keep, "adapter_patch_keep": keep}
+        media = query.media.scaled(**factors)
         return replace(query, media=media, visual_tokens=query.visual_tokens * keep, overheads=overheads)
 
 
 def _differ(keep: Quantity, before: Quantity) -> bool:
     """Return whether tokens go here, in a sweep anywhere."""
-    return bool(np.any(np.asarray(keep) < before))
+    return bool(np.any(np.less(keep, before)))
 
 
 Layers: TypeAlias = tuple[tuple[Segment, ...], tuple[KVEntry, ...]]
@@ -221,7 +222,14 @@ def _layers(query: Query, cuts: tuple[Cut, ...], text_keep: Quantity, *, cached:
     where, visual = [at for at, _ in cuts], (1.0, *(keep for _, keep in cuts))
     text = (1.0, *(text_keep for _ in cuts))
     decoder = tuple(
-        replace(part, visual_keep=part.visual_keep * visual[i], text_keep=part.text_keep * text[i]) if i else part
+        replace(
+            part,
+            visual_keep=part.visual_keep * visual[i],
+            text_keep=part.text_keep * text[i],
+            injected=part.injected * visual[i],
+        )
+        if i
+        else part
         for i, part in split_at(query.decoder, where)
     )
     if not cached:

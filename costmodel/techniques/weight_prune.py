@@ -66,15 +66,17 @@ class WeightPrune:
         if not self.sparsity or not self.structured:
             return query
         key = ("weight_prune", self.sparsity)
-        layers, model = remember(query.model.cache, key, lambda: self._pruned(query.model))
-        decoder = remember(model.cache, ("weight_prune", query.decoder), lambda: _over(query.decoder, layers))
+        model = remember(query.model.cache, key, lambda: self._pruned(query.model))
+        decoder = remember(model.cache, (*key, query.decoder), lambda: self._over(query.decoder, model.name))
         return replace(query, model=model, decoder=decoder)
 
-    def _pruned(self, model: ModelSpec) -> tuple[dict[LayerSpec, LayerSpec], ModelSpec]:
-        """Return what becomes of every layer, and the model of these."""
-        layers = {run.layer: self._thinner(run.layer, model.name) for run in model.decoder.runs}
-        decoder = replace(model.decoder, runs=_over(model.decoder.runs, layers))
-        return layers, replace(model, decoder=decoder, cache={})
+    def _pruned(self, model: ModelSpec) -> ModelSpec:
+        """Return the model of thinner layers."""
+        decoder = replace(model.decoder, runs=self._over(model.decoder.runs, model.name))
+        return replace(model, decoder=decoder, cache={})
+
+    def _over(self, parts: tuple[Part, ...], owner: str) -> tuple[Part, ...]:
+        return tuple(replace(part, layer=self._thinner(part.layer, owner)) for part in parts)
 
     def _thinner(self, layer: LayerSpec, owner: str) -> LayerSpec:
         most = layer.ffn.parameters(layer.width) / layer.parameters
@@ -90,7 +92,3 @@ def _narrower(ffn: FfnSpec, keep: float, owner: str) -> FfnSpec:
     if isinstance(ffn, MoeSpec):
         return replace(ffn, hidden=max(1, round(ffn.hidden * keep)), shared_hidden=round(ffn.shared_hidden * keep))
     raise Unsupported(f"WeightPrune knows no channels of {owner}, which is a trace; use a model with a config.json")
-
-
-def _over(parts: tuple[Part, ...], layers: dict[LayerSpec, LayerSpec]) -> tuple[Part, ...]:
-    return tuple(replace(part, layer=layers[part.layer]) for part in parts)
