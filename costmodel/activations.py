@@ -117,7 +117,7 @@ def _encode_activations(query: Query, structure: Structure) -> Activations:
         rows=media.rows,
         most_rows=np.maximum(query.engine.encoder_chunk_tokens * rows_per_token, media.largest_rows),
         request_bytes=pixels + embeddings,
-        fixed_bytes=_overhead_bytes(query, "encode"),
+        fixed_bytes=np.maximum(_overhead_bytes(query, "encode"), _overhead_bytes(query, "adapt")),
     )
 
 

@@ -89,29 +89,30 @@ class Evaluator:
 
         Hidden ones count for what the stage waits for them.
         """
-        found = [(o, float(operator_s(o, self.kernels))) for o in self._added(stage, hidden=False)]
-        hidden = [(o, float(operator_s(o, self.kernels))) for o in self._added(stage, hidden=True)]
+        turn = self.query.turns[0]
+        found = [(o, float(operator_s(o, self.kernels))) for o in self._added(stage, turn, hidden=False)]
+        hidden = [(o, float(operator_s(o, self.kernels))) for o in self._added(stage, turn, hidden=True)]
         together = sum(seconds for _, seconds in hidden)
         if together:
-            waits = float(self.waiting_s(stage, self._serial_s(stage, self.query.turns[0])))
+            waits = float(self.waiting_s(stage, turn, self._serial_s(stage, turn)))
             found += [(o, seconds * waits / together) for o, seconds in hidden]
         return found
 
-    def _added(self, stage: Stage, *, hidden: bool) -> list[Operator]:
+    def _added(self, stage: Stage, turn: Turn, *, hidden: bool) -> list[Operator]:
         wanted = (o for o in self.query.overheads if o.stage == stage and o.hidden == hidden)
-        return [operator for overhead in wanted for operator in overhead.operators]
+        return [operator for overhead in wanted for operator in overhead.in_turn(turn)]
 
-    def overhead_s(self, stage: Stage) -> Quantity:
+    def overhead_s(self, stage: Stage, turn: Turn) -> Quantity:
         """Return what techniques add to a stage one after another, of decode to one step [s]."""
         if not self.query.overheads:
             return 0.0
-        return sum((operator_s(o, self.kernels) for o in self._added(stage, hidden=False)), start=0.0)
+        return sum((operator_s(o, self.kernels) for o in self._added(stage, turn, hidden=False)), start=0.0)
 
-    def waiting_s(self, stage: Stage, stage_s: Quantity) -> Quantity:
+    def waiting_s(self, stage: Stage, turn: Turn, stage_s: Quantity) -> Quantity:
         """Return how long a stage, of decode one step, waits for what techniques run beside it [s]."""
         if not self.query.overheads:
             return 0.0
-        beside = sum((operator_s(o, self.kernels) for o in self._added(stage, hidden=True)), start=0.0)
+        beside = sum((operator_s(o, self.kernels) for o in self._added(stage, turn, hidden=True)), start=0.0)
         return np.maximum(beside - stage_s, 0.0)
 
     def bound(self, operator: Operator) -> Literal["compute", "memory"]:
@@ -146,18 +147,20 @@ class Evaluator:
     def _serial_s(self, stage: Stage, turn: Turn) -> Quantity:
         """Return the time of a stage, of decode of the mean step, before it waits for anything beside it [s]."""
         if stage == "preprocess":
-            return preprocess_s(self.query, self.hardware, turn) + self.overhead_s(stage)
+            return preprocess_s(self.query, self.hardware, turn) + self.overhead_s(stage, turn)
         times = self._point_times(stage, turn)
         if stage == "decode":
-            return times[-1] + self.overhead_s(stage) + self.host_s(stage)
+            return times[-1] + self.overhead_s(stage, turn) + self.host_s(stage)
         counts = self.points(stage, turn).counts
-        total = sum((count * time for count, time in zip(counts, times, strict=True)), start=self.overhead_s(stage))
+        total = sum(
+            (count * time for count, time in zip(counts, times, strict=True)), start=self.overhead_s(stage, turn)
+        )
         return total + self.host_s(stage) if stage == "prefill" else total
 
     def own_s(self, stage: Stage, turn: Turn) -> Quantity:
         """Return the time of a stage without a draft's part in it, of decode of the mean step [s]."""
         serial = self._serial_s(stage, turn)
-        return serial + self.waiting_s(stage, serial)
+        return serial + self.waiting_s(stage, turn, serial)
 
     def draft_s(self, stage: Stage, turn: Turn) -> Quantity:
         """Return the time of the draft in a stage, of decode of all its passes in a round [s].

@@ -43,6 +43,10 @@ class Turn:
         New text and tokens to generate [tokens].
     prefix_tokens : float or ndarray
         Tokens whose keys and values are already cached.
+    prefix_visual_share : float or ndarray
+        Share of the request's visual tokens that are cached beside them, in every layer as many as it keeps.
+    pair_scale : float or ndarray
+        Pairs between patches over those of `visual_share`, where the pictures come at another size.
     probability, repeats : float or ndarray
         Chance that the turn happens, and how often it does.
     """
@@ -53,6 +57,8 @@ class Turn:
     prefix_tokens: Quantity = 0.0
     probability: Quantity = 1.0
     repeats: Quantity = 1.0
+    prefix_visual_share: Quantity = 0.0
+    pair_scale: Quantity = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +77,8 @@ class Segment:
         Whether attention keeps its score matrix out of memory.
     prefix_share : float or ndarray
         Share of a turn's kept prefix that these layers still hold and attend to.
+    injected : float or ndarray
+        Share of the visual tokens that these layers see as keys without carrying them as rows.
     """
 
     n_layers: int
@@ -80,6 +88,7 @@ class Segment:
     density: Quantity = 1.0
     implementation: Literal["fused", "eager"] = "fused"
     prefix_share: Quantity = 1.0
+    injected: Quantity = 0.0
 
     @property
     def structure(self) -> tuple[int, LayerSpec, str]:
@@ -89,7 +98,7 @@ class Segment:
     @property
     def identity(self) -> Hashable:
         """Equal for segments that do equal work in every layer."""
-        shares = (self.visual_keep, self.text_keep, self.density, self.prefix_share)
+        shares = (self.visual_keep, self.text_keep, self.density, self.prefix_share, self.injected)
         return self.layer, self.implementation, *map(_key, shares)
 
 
@@ -195,6 +204,8 @@ class Overhead:
         Whether it runs beside the stage, which it lengthens only where it takes longer: a copy that is prefetched.
     each_turn : bool
         Whether a turn without pictures pays it too: a stream pays the others as its frames come.
+    with_pictures : bool
+        Whether it comes with the pictures: a turn pays as much of it as it brings of them.
     """
 
     stage: Stage
@@ -202,6 +213,14 @@ class Overhead:
     peak_bytes: Quantity = 0.0
     hidden: bool = False
     each_turn: bool = False
+    with_pictures: bool = False
+
+    def in_turn(self, turn: Turn) -> tuple[Operator, ...]:
+        """Return its operators in a turn."""
+        share = turn.visual_share
+        if not self.with_pictures or (not isinstance(share, np.ndarray) and share == 1.0):
+            return self.operators
+        return tuple(operator.scaled(share) for operator in self.operators)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -280,7 +280,7 @@ def _shares(
 
 def _step_times(evaluator: Evaluator, points: Points, operators_s: Array) -> tuple[float, ...]:
     """Return the first, the middle and the last step [s]."""
-    host_s = float(evaluator.overhead_s("decode") + evaluator.host_s("decode"))
+    host_s = float(evaluator.overhead_s("decode", evaluator.query.turns[0]) + evaluator.host_s("decode"))
     floor = evaluator.host_floor_s("decode", points)
     steps_s = operators_s.sum(axis=0) if floor is None else np.maximum(operators_s.sum(axis=0), floor)
     return tuple((steps_s[:3] + host_s).tolist())

@@ -141,7 +141,7 @@ def _chunk_s(query: Query, device: HardwareProfile, share: float) -> tuple[float
     times = Evaluator.of(bare, device).turn(turn)
     digesting = Evaluator.of(replace(query, overheads=tuple(o for o in query.overheads if not o.each_turn)), device)
     stages: tuple[Stage, ...] = ("encode", "adapt", "prefill")
-    added = sum(float(digesting.overhead_s(stage)) for stage in stages)
+    added = sum(float(digesting.overhead_s(stage, query.turns[0])) for stage in stages)
     return float(times.encode_s + times.adapt_s + times.prefill_s) + share * added, float(times.preprocess_s)
 
 
