@@ -1,0 +1,87 @@
+"""The kinds of rewrite: one class a file of this folder, found by the name of the file."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from dataclasses import fields
+from typing import Any, Final
+
+from costmodel.errors import Unsupported, unknown
+
+HELPERS: Final = frozenset({"composing", "method", "primitives", "protocol", "published", "scoring"})
+"""Modules of this folder that hold no primitive."""
+PACKAGE: Final = __name__.rpartition(".")[0]
+
+
+@functools.cache
+def primitive_names() -> tuple[str, ...]:
+    """Return the names of the primitives: those of the files."""
+    path = importlib.import_module(PACKAGE).__path__
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(path) if module.name not in HELPERS))
+
+
+@functools.cache
+def load_primitive(kind: str) -> type[Any]:
+    """Return the class of a primitive, such as `TokenReduce` for `token_reduce`.
+
+    Raises
+    ------
+    Unsupported
+        If no file has this name.
+    """
+    if kind not in primitive_names():
+        known = ", ".join(primitive_names()) or "none"
+        raise Unsupported(f"primitive={kind!r} is not modelled; known: {known}")
+    module = importlib.import_module(f"{PACKAGE}.{kind}")
+    wanted = kind.replace("_", "")
+    for name, value in vars(module).items():
+        if isinstance(value, type) and name.lower() == wanted:
+            return value
+    raise unknown(f"class in techniques/{kind}.py for primitive", kind, (name for name in vars(module)))
+
+
+@functools.cache
+def field_types(primitive: type[Any]) -> dict[str, str]:
+    """Return the fields of a primitive with their annotations, its name left out."""
+    return {field.name: str(field.type) for field in fields(primitive) if field.init and field.name != "name"}
+
+
+def converted(value: Any, annotation: str, label: str) -> Any:  # noqa: ANN401 - what a file or a command line holds
+    """Return a value as a field wants it: lists as tuples, `8:0.5/16:0.25` as pairs, whole numbers as such.
+
+    Raises
+    ------
+    ValueError
+        If text is given for something that is no text.
+    """
+    if isinstance(value, list | tuple):
+        return tuple(converted(part, annotation, label) for part in value)
+    if isinstance(value, str):
+        return _from_text(value, annotation, label)
+    if isinstance(value, float) and value.is_integer() and "int" in annotation and "float" not in annotation:
+        return int(value)
+    return value
+
+
+def _from_text(text: str, annotation: str, label: str) -> Any:  # noqa: ANN401
+    if "bool" in annotation and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text.lower() == "none" and "None" in annotation:
+        return None
+    if "tuple" in annotation or "Sequence" in annotation:
+        return _numbers(text, label)
+    if "str" not in annotation and "Literal" not in annotation:
+        raise ValueError(f"{label}={text!r} must be a number; give it as one")
+    return text
+
+
+def _numbers(text: str, label: str) -> tuple[Any, ...]:
+    """Return `8:0.5/16:0.25` as ((8, 0.5), (16, 0.25)), and `0.2/0.1` as (0.2, 0.1)."""
+    try:
+        rows = [[float(part) for part in row.split(":")] for row in text.split("/")]
+    except ValueError:
+        raise ValueError(f"{label}={text!r} must read 8:0.5/16:0.25, or 0.2/0.1") from None
+    whole = [[int(number) if number.is_integer() and len(row) > 1 and i == 0 else number for i, number in enumerate(row)] for row in rows]
+    return tuple(tuple(row) if len(row) > 1 else row[0] for row in whole)

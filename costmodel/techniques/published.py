@@ -1,0 +1,187 @@
+"""A published method with its arguments: the primitives that it sets, ready to rewrite a query."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from costmodel.errors import Unsupported, unknown
+from costmodel.query import Query
+from costmodel.techniques.method import MethodFile, load_ids_by_name, load_method, load_method_texts, plain
+from costmodel.techniques.primitives import converted, field_types, load_primitive
+from costmodel.techniques.protocol import ATTENTION_MAPS, AttentionMap, Primitive
+
+VARIANT: Final = "variant"
+"""The argument that names a published setting of a method's file."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Published:
+    """A published method with its arguments.
+
+    Parameters
+    ----------
+    identity : str
+        File of the method.
+    file : MethodFile
+        What is known of it.
+    parts : tuple of Primitive
+        The rewrites, in the order of the file.
+    arguments : mapping
+        What was asked for beyond the defaults, a variant included.
+    """
+
+    identity: str
+    file: MethodFile
+    parts: tuple[Primitive, ...]
+    arguments: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its id."""
+        return self.identity
+
+    @property
+    def slot(self) -> str:
+        """The place of its first rewrite; `compose` looks at all."""
+        return self.parts[0].slot
+
+    @property
+    def stages(self) -> str:
+        """The state that its first rewrite edits."""
+        return self.parts[0].stages
+
+    @property
+    def needs_attention_map(self) -> AttentionMap:
+        """The most that one of its rewrites must see."""
+        return max((part.needs_attention_map for part in self.parts), key=ATTENTION_MAPS.index)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it needs from the model or the request."""
+        return frozenset(self.file.needs).union(*(part.needs for part in self.parts))
+
+    @property
+    def traits(self) -> frozenset[str]:
+        """What decides whom it goes together with."""
+        return frozenset(self.file.traits)
+
+    def apply(self, query: Query) -> Query:
+        """Return the query after its rewrites, in the order of its file."""
+        for part in self.parts:
+            query = part.apply(query)
+        return query
+
+
+def build(name: str, parameters: Mapping[str, Any]) -> Published | Primitive:
+    """Return a method of the catalogue, or a primitive by its own name, with arguments.
+
+    Raises
+    ------
+    LookupError
+        If the name, a variant or a parameter is unknown.
+    Unsupported
+        If the method rewrites no query, or a primitive of it is not modelled.
+    """
+    identity = load_identity(name)
+    if not identity:
+        return _primitive(name, parameters)
+    if not parameters:
+        return load_default(identity)
+    default = load_default(identity)
+    given = dict(parameters)
+    variant = given.pop(VARIANT, None)
+    wanted = {**_variant(identity, variant), **given} if variant is not None else given
+    changes = _by_part(identity, wanted)
+    uses = zip(default.file.primitives, default.parts, strict=True)
+    parts = tuple(
+        _part(identity, use.kind, {**use.parameters, **changes[position]}) if position in changes else part
+        for position, (use, part) in enumerate(uses)
+    )
+    return Published(identity, default.file, parts, dict(parameters))
+
+
+@functools.cache
+def load_identity(name: str) -> str:
+    """Return the id of a method by one of its names; "" for the name of a primitive.
+
+    Raises
+    ------
+    LookupError
+        If nobody knows it.
+    """
+    if name in load_method_texts():
+        return name
+    from costmodel.techniques.primitives import primitive_names
+
+    if name in primitive_names():
+        return ""
+    found = load_ids_by_name().get(plain(name))
+    if found is None:
+        raise unknown("technique", name, load_method_texts())
+    return found
+
+
+@functools.cache
+def load_default(identity: str) -> Published:
+    """Return a method with the arguments of its file."""
+    file = load_method(identity)
+    if not file.primitives:
+        raise Unsupported(f"technique {identity!r} rewrites no request; {file.instead}")
+    parts = tuple(_part(identity, use.kind, dict(use.parameters)) for use in file.primitives)
+    return Published(identity, file, parts, {})
+
+
+@functools.cache
+def load_arguments(identity: str) -> Mapping[str, tuple[int, str]]:
+    """Return the arguments of a method: the primitive (by position) and the field that each sets."""
+    found: dict[str, tuple[int, str]] = {}
+    for position, use in enumerate(load_method(identity).primitives):
+        for field in field_types(load_primitive(use.kind)):
+            found.setdefault(use.prefix + field, (position, field))
+    return found
+
+
+def _by_part(identity: str, wanted: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    known = load_arguments(identity)
+    changes: dict[int, dict[str, Any]] = {}
+    for argument, value in wanted.items():
+        if argument not in known:
+            raise unknown(f"parameter of technique {identity}", argument, (*known, VARIANT))
+        position, field = known[argument]
+        changes.setdefault(position, {})[field] = value
+    return changes
+
+
+def _variant(identity: str, variant: object) -> Mapping[str, Any]:
+    name = f"{variant:g}" if isinstance(variant, float) else str(variant)
+    variants = load_method(identity).variants
+    if name not in variants:
+        raise unknown(f"variant of technique {identity}", name, variants)
+    return variants[name]
+
+
+def _primitive(kind: str, parameters: Mapping[str, Any]) -> Primitive:
+    known = field_types(load_primitive(kind))
+    for argument in parameters:
+        if argument not in known:
+            raise unknown(f"parameter of technique {kind}", argument, known)
+    return _part(kind, kind, parameters)
+
+
+def _part(name: str, kind: str, values: Mapping[str, Any]) -> Primitive:
+    cls = load_primitive(kind)
+    types = field_types(cls)
+    for field in values:
+        if field not in types:
+            raise unknown(f"field of primitive {kind} (in technique {name})", field, types)
+    ready = {field: converted(value, types[field], f"{name}.{field}") for field, value in values.items()}
+    made: Primitive = cls(**ready, name=name) if _is_named(cls) else cls(**ready)
+    return made
+
+
+@functools.cache
+def _is_named(cls: type[Any]) -> bool:
+    return any(field.name == "name" and field.init for field in fields(cls))
