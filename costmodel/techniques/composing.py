@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from costmodel.query import Query
 from costmodel.techniques.protocol import PLACES, Technique
@@ -128,12 +128,9 @@ def compose(query: Query, techniques: Sequence[Technique]) -> Query:
     return query
 
 
-def _scores_by_replaced_attention(one: Part, other: Part) -> bool:
-    return one.needs("vit_attention") and other.slot == "encoder" and not other.has("keeps_vit_attention")
-
-
-def _scores_by_replaced_class_token(one: Part, other: Part) -> bool:
-    return one.needs("class_token") and other.slot == "encoder" and not other.has("keeps_vit_attention")
+def _scores_by_what_is_replaced(one: Part, other: Part) -> bool:
+    reads = one.needs("vit_attention") or one.needs("class_token")
+    return reads and other.slot == "encoder" and not other.has("keeps_vit_attention")
 
 
 def _waits_for_the_end_of_a_stream(one: Part, other: Part) -> bool:
@@ -150,14 +147,8 @@ def _prunes_what_does_not_run(one: Part, other: Part) -> bool:
 
 RULES: Final[tuple[tuple[Callable[[Part, Part], bool], str], ...]] = (
     (
-        _scores_by_replaced_attention,
-        "the first scores tokens by the attention of a ViT, and the second puts another encoder in its place; "
-        "score after the encoder",
-    ),
-    (
-        _scores_by_replaced_class_token,
-        "the first reads the class token of a ViT, and the second puts another encoder in its place; "
-        "score after the encoder",
+        _scores_by_what_is_replaced,
+        "the first scores tokens by the attention of a ViT, and the second puts another encoder in its place; use one",
     ),
     (
         _waits_for_the_end_of_a_stream,
@@ -165,8 +156,7 @@ RULES: Final[tuple[tuple[Callable[[Part, Part], bool], str], ...]] = (
     ),
     (
         _evicts_what_may_be_rolled_back,
-        "the first evicts at every step, and rejected tokens of the second could not be rolled back; "
-        "evict once, after prefill",
+        "the first evicts at every step, and rejected tokens of the second must be rolled back; evict after prefill",
     ),
     (
         _prunes_what_does_not_run,
@@ -178,8 +168,3 @@ RULES: Final[tuple[tuple[Callable[[Part, Part], bool], str], ...]] = (
 
 def _reasons(one: Part, other: Part) -> Iterator[str]:
     yield from (reason for holds, reason in RULES if one.owner is not other.owner and holds(one, other))
-
-
-def describe(parts: Sequence[Part]) -> list[dict[str, Any]]:
-    """Return the order, place and slot of rewrites, for people and programs."""
-    return [{"name": part.name, "place": part.place, "slot": part.slot} for part in parts]

@@ -139,8 +139,10 @@ class QualityPoint(Frozen):
         Arguments of the method; those that are not named have their defaults.
     baseline, value : float or None
         Scores without and with the method.
-    retention : float
-        Their ratio: share of the score that is kept. Given alone where the scores were not printed.
+    kept : float or None
+        Share of the score that is kept, where the scores themselves were not printed.
+    everywhere : bool
+        Whether it holds at any arguments: what is lossless by construction.
     source : str
         Where it was read.
     """
@@ -151,6 +153,7 @@ class QualityPoint(Frozen):
     baseline: Annotated[float, Field(gt=0)] | None = None
     value: Annotated[float, Field(ge=0)] | None = None
     kept: Annotated[float, Field(ge=0)] | None = None
+    everywhere: bool = False
     source: str
 
     @model_validator(mode="after")

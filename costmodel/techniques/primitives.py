@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Final
 
@@ -43,9 +44,17 @@ def load_primitive(kind: str) -> type[Any]:
 
 
 @functools.cache
-def field_types(primitive: type[Any]) -> dict[str, str]:
+def load_fields(kind: str) -> Mapping[str, str]:
     """Return the fields of a primitive with their annotations, its name left out."""
-    return {field.name: str(field.type) for field in fields(primitive) if field.init and field.name != "name"}
+    return {
+        field.name: str(field.type) for field in fields(load_primitive(kind)) if field.init and field.name != "name"
+    }
+
+
+@functools.cache
+def load_is_named(kind: str) -> bool:
+    """Return whether a primitive can be given the name of a method."""
+    return any(field.name == "name" and field.init for field in fields(load_primitive(kind)))
 
 
 def converted(value: Any, annotation: str, label: str) -> Any:  # noqa: ANN401 - what a file or a command line holds
@@ -83,5 +92,9 @@ def _numbers(text: str, label: str) -> tuple[Any, ...]:
         rows = [[float(part) for part in row.split(":")] for row in text.split("/")]
     except ValueError:
         raise ValueError(f"{label}={text!r} must read 8:0.5/16:0.25, or 0.2/0.1") from None
-    whole = [[int(number) if number.is_integer() and len(row) > 1 and i == 0 else number for i, number in enumerate(row)] for row in rows]
-    return tuple(tuple(row) if len(row) > 1 else row[0] for row in whole)
+    return tuple(row[0] if len(row) == 1 else (_whole(row[0]), *row[1:]) for row in rows)
+
+
+def _whole(number: float) -> float:
+    """Return a layer as a whole number, if it is one."""
+    return int(number) if number.is_integer() else number

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Final
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
 from costmodel.errors import Unsupported, unknown
 from costmodel.query import Query
 from costmodel.techniques.method import MethodFile, load_ids_by_name, load_method, load_method_texts, plain
-from costmodel.techniques.primitives import converted, field_types, load_primitive
+from costmodel.techniques.primitives import (
+    converted,
+    load_fields,
+    load_is_named,
+    load_primitive,
+    primitive_names,
+)
 from costmodel.techniques.protocol import ATTENTION_MAPS, AttentionMap, Primitive
 
 VARIANT: Final = "variant"
@@ -30,7 +36,7 @@ class Published:
     parts : tuple of Primitive
         The rewrites, in the order of the file.
     arguments : mapping
-        What was asked for beyond the defaults, a variant included.
+        What was asked for beyond the defaults; a variant as the arguments that it stands for.
     """
 
     identity: str
@@ -82,25 +88,25 @@ def build(name: str, parameters: Mapping[str, Any]) -> Published | Primitive:
     ------
     LookupError
         If the name, a variant or a parameter is unknown.
+    ValueError
+        If a value that nobody published is not given.
     Unsupported
         If the method rewrites no query, or a primitive of it is not modelled.
     """
     identity = load_identity(name)
     if not identity:
         return _primitive(name, parameters)
-    if not parameters:
+    if not parameters and not load_method(identity).required:
         return load_default(identity)
-    default = load_default(identity)
-    given = dict(parameters)
-    variant = given.pop(VARIANT, None)
-    wanted = {**_variant(identity, variant), **given} if variant is not None else given
+    wanted = dict(parameters)
+    if VARIANT in wanted:
+        wanted = {**_variant(identity, wanted.pop(VARIANT)), **wanted}
+    file = _rewriting(identity)
     changes = _by_part(identity, wanted)
-    uses = zip(default.file.primitives, default.parts, strict=True)
-    parts = tuple(
-        _part(identity, use.kind, {**use.parameters, **changes[position]}) if position in changes else part
-        for position, (use, part) in enumerate(uses)
-    )
-    return Published(identity, default.file, parts, dict(parameters))
+    _require(identity, wanted)
+    uses = enumerate(file.primitives)
+    parts = tuple(_part(identity, use.kind, {**use.parameters, **changes.get(i, {})}) for i, use in uses)
+    return Published(identity, file, parts, wanted)
 
 
 @functools.cache
@@ -114,8 +120,6 @@ def load_identity(name: str) -> str:
     """
     if name in load_method_texts():
         return name
-    from costmodel.techniques.primitives import primitive_names
-
     if name in primitive_names():
         return ""
     found = load_ids_by_name().get(plain(name))
@@ -127,11 +131,16 @@ def load_identity(name: str) -> str:
 @functools.cache
 def load_default(identity: str) -> Published:
     """Return a method with the arguments of its file."""
+    file = _rewriting(identity)
+    parts = tuple(_part(identity, use.kind, use.parameters) for use in file.primitives)
+    return Published(identity, file, parts, {})
+
+
+def _rewriting(identity: str) -> MethodFile:
     file = load_method(identity)
     if not file.primitives:
         raise Unsupported(f"technique {identity!r} rewrites no request; {file.instead}")
-    parts = tuple(_part(identity, use.kind, dict(use.parameters)) for use in file.primitives)
-    return Published(identity, file, parts, {})
+    return file
 
 
 @functools.cache
@@ -139,9 +148,20 @@ def load_arguments(identity: str) -> Mapping[str, tuple[int, str]]:
     """Return the arguments of a method: the primitive (by position) and the field that each sets."""
     found: dict[str, tuple[int, str]] = {}
     for position, use in enumerate(load_method(identity).primitives):
-        for field in field_types(load_primitive(use.kind)):
+        for field in load_fields(use.kind):
             found.setdefault(use.prefix + field, (position, field))
     return found
+
+
+def _require(identity: str, given: Collection[str]) -> None:
+    """Refuse to go on without what nobody published."""
+    for wanted in load_method(identity).required:
+        names = wanted.split("|")
+        if not any(name in given for name in names):
+            example = f"{identity}:{names[0]}=…"
+            raise ValueError(
+                f"technique {identity!r}: {' or '.join(names)} was not published; give it, as in {example}"
+            )
 
 
 def _by_part(identity: str, wanted: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
@@ -164,7 +184,7 @@ def _variant(identity: str, variant: object) -> Mapping[str, Any]:
 
 
 def _primitive(kind: str, parameters: Mapping[str, Any]) -> Primitive:
-    known = field_types(load_primitive(kind))
+    known = load_fields(kind)
     for argument in parameters:
         if argument not in known:
             raise unknown(f"parameter of technique {kind}", argument, known)
@@ -172,16 +192,11 @@ def _primitive(kind: str, parameters: Mapping[str, Any]) -> Primitive:
 
 
 def _part(name: str, kind: str, values: Mapping[str, Any]) -> Primitive:
-    cls = load_primitive(kind)
-    types = field_types(cls)
+    types = load_fields(kind)
     for field in values:
         if field not in types:
             raise unknown(f"field of primitive {kind} (in technique {name})", field, types)
     ready = {field: converted(value, types[field], f"{name}.{field}") for field, value in values.items()}
-    made: Primitive = cls(**ready, name=name) if _is_named(cls) else cls(**ready)
-    return made
-
-
-@functools.cache
-def _is_named(cls: type[Any]) -> bool:
-    return any(field.name == "name" and field.init for field in fields(cls))
+    if load_is_named(kind):
+        ready["name"] = name
+    return cast("Primitive", load_primitive(kind)(**ready))
