@@ -39,6 +39,6 @@ def technique(name: str, **parameters: Any) -> Technique:  # noqa: ANN401 - numb
     Unsupported
         If the method rewrites no request: a serving system, or a workload.
     """
-    from costmodel.techniques.published import build
+    from costmodel.techniques.applied import build
 
     return build(name, parameters)

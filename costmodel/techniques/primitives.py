@@ -9,18 +9,16 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Final
 
-from costmodel.errors import Unsupported, unknown
+from costmodel.errors import Unsupported
 
-HELPERS: Final = frozenset({"composing", "method", "primitives", "protocol", "published", "scoring"})
-"""Modules of this folder that hold no primitive."""
 PACKAGE: Final = __name__.rpartition(".")[0]
 
 
 @functools.cache
 def primitive_names() -> tuple[str, ...]:
-    """Return the names of the primitives: those of the files."""
+    """Return the names of the primitives: those of the files with a class of their name."""
     path = importlib.import_module(PACKAGE).__path__
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(path) if module.name not in HELPERS))
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(path) if _class_in(module.name) is not None))
 
 
 @functools.cache
@@ -30,17 +28,24 @@ def load_primitive(kind: str) -> type[Any]:
     Raises
     ------
     Unsupported
-        If no file has this name.
+        If no file has this name, or a class of it.
     """
-    if kind not in primitive_names():
+    path = importlib.import_module(PACKAGE).__path__
+    found = _class_in(kind) if kind in {module.name for module in pkgutil.iter_modules(path)} else None
+    if found is None:
         known = ", ".join(primitive_names()) or "none"
         raise Unsupported(f"primitive={kind!r} is not modelled; known: {known}")
-    module = importlib.import_module(f"{PACKAGE}.{kind}")
+    return found
+
+
+def _class_in(kind: str) -> type[Any] | None:
+    """Return the class of a file that is named as the file is, but for case and underscores; None without one."""
     wanted = kind.replace("_", "")
-    for name, value in vars(module).items():
-        if isinstance(value, type) and name.lower() == wanted:
-            return value
-    raise unknown(f"class in techniques/{kind}.py for primitive", kind, (name for name in vars(module)))
+    module = importlib.import_module(f"{PACKAGE}.{kind}")
+    owned = (
+        value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__
+    )
+    return next((cls for cls in owned if cls.__name__.lower() == wanted), None)
 
 
 @functools.cache
