@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from costmodel.techniques.applied import Published, load_arguments
 from costmodel.techniques.method import MethodFile, QualityPoint
 from costmodel.techniques.protocol import Technique
-from costmodel.techniques.applied import Published, load_arguments
 
 RULE: Final = "lowest of the published benchmarks; losses of several techniques add; a gain counts as no loss"
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Final
 
 from costmodel.errors import Unsupported
 
+NUMERIC: Final = frozenset({"Array", "None", "Quantity", "bool", "float", "int"})
+"""Words of annotations that no text fits."""
 PACKAGE: Final = __name__.rpartition(".")[0]
 
 
@@ -86,7 +89,7 @@ def _from_text(text: str, annotation: str, label: str) -> Any:  # noqa: ANN401
         return None
     if "tuple" in annotation or "Sequence" in annotation:
         return _numbers(text, label)
-    if "str" not in annotation and "Literal" not in annotation:
+    if set(re.findall(r"\w+", annotation)) <= NUMERIC:
         raise ValueError(f"{label}={text!r} must be a number; give it as one")
     return text
 
