@@ -104,8 +104,8 @@ def build(name: str, parameters: Mapping[str, Any]) -> Published | Primitive:
     file = _rewriting(identity)
     changes = _by_part(identity, wanted)
     _require(identity, wanted)
-    uses = enumerate(file.primitives)
-    parts = tuple(_part(identity, use.kind, {**use.parameters, **changes.get(i, {})}) for i, use in uses)
+    positions = range(len(file.primitives))
+    parts = tuple(_changed(identity, i, changes[i]) if i in changes else load_part(identity, i) for i in positions)
     return Published(identity, file, parts, wanted)
 
 
@@ -132,8 +132,20 @@ def load_identity(name: str) -> str:
 def load_default(identity: str) -> Published:
     """Return a method with the arguments of its file."""
     file = _rewriting(identity)
-    parts = tuple(_part(identity, use.kind, use.parameters) for use in file.primitives)
-    return Published(identity, file, parts, {})
+    return Published(identity, file, tuple(load_part(identity, i) for i in range(len(file.primitives))), {})
+
+
+@functools.cache
+def load_part(identity: str, position: int) -> Primitive:
+    """Return one rewrite of a method with the arguments of its file."""
+    return _made(load_method(identity).primitives[position].kind, load_values(identity, position))
+
+
+@functools.cache
+def load_values(identity: str, position: int) -> Mapping[str, Any]:
+    """Return the fields that a method's file sets of one of its primitives, as the class wants them."""
+    use = load_method(identity).primitives[position]
+    return _converted(identity, use.kind, use.parameters)
 
 
 def _rewriting(identity: str) -> MethodFile:
@@ -183,20 +195,27 @@ def _variant(identity: str, variant: object) -> Mapping[str, Any]:
     return variants[name]
 
 
+def _changed(identity: str, position: int, values: Mapping[str, Any]) -> Primitive:
+    kind = load_method(identity).primitives[position].kind
+    return _made(kind, {**load_values(identity, position), **_converted(identity, kind, values)})
+
+
 def _primitive(kind: str, parameters: Mapping[str, Any]) -> Primitive:
     known = load_fields(kind)
     for argument in parameters:
         if argument not in known:
             raise unknown(f"parameter of technique {kind}", argument, known)
-    return _part(kind, kind, parameters)
+    return _made(kind, _converted(kind, kind, parameters))
 
 
-def _part(name: str, kind: str, values: Mapping[str, Any]) -> Primitive:
+def _converted(name: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
     types = load_fields(kind)
     for field in values:
         if field not in types:
             raise unknown(f"field of primitive {kind} (in technique {name})", field, types)
-    ready = {field: converted(value, types[field], f"{name}.{field}") for field, value in values.items()}
-    if load_is_named(kind):
-        ready["name"] = name
-    return cast("Primitive", load_primitive(kind)(**ready))
+    named = {"name": name} if load_is_named(kind) else {}
+    return {**named, **{field: converted(value, types[field], f"{name}.{field}") for field, value in values.items()}}
+
+
+def _made(kind: str, values: Mapping[str, Any]) -> Primitive:
+    return cast("Primitive", load_primitive(kind)(**values))
