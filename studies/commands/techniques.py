@@ -24,7 +24,7 @@ from studies.options import FOR_PEOPLE, Format
 from studies.output import Answer, emit
 from studies.tables import MISSING, number, percent, sections, table
 
-LIST_COLUMNS = ("id", "name", "stage", "sure", "primitives", "description")
+LIST_COLUMNS = ("id", "name", "sure", "primitives", "description")
 STATED = ("where", "primitive", "parameters", "defaults", "overheads", "composes", "quality", "published")
 
 
@@ -67,13 +67,15 @@ def _row(identity: str) -> dict[str, Any]:
 
 def _everything(identity: str) -> dict[str, Any]:
     """Return the whole file of a method for programs, with its arguments."""
-    values = load_method(identity).model_dump(mode="json")
-    values["quality"] = [
-        {**values_of, "retention": point.retention}
-        for values_of, point in zip(values["quality"], load_method(identity).quality, strict=True)
-    ]
-    uses = values.pop("primitives")
-    return {**values, "uses": uses, "arguments": arguments(identity)}
+    file = load_method(identity)
+    values = file.model_dump(mode="json", exclude={"variants", "quality", "primitives"})
+    return {
+        **values,
+        "variants": {name: dict(values) for name, values in file.variants.items()},
+        "quality": [{**point.model_dump(mode="json"), "retention": point.retention} for point in file.quality],
+        "uses": [use.model_dump(mode="json") for use in file.primitives],
+        "arguments": arguments(identity),
+    }
 
 
 def arguments(identity: str) -> list[str]:
@@ -147,7 +149,7 @@ def _show_list(to: Console, rows: list[dict[str, Any]]) -> None:
     ]
     sure = "; ".join(f"{letter} {meaning}" for letter, meaning in CONFIDENCE.items())
     usage = "Everything known of one: lvlm techniques NAME. Used as --technique NAME:key=value,…; primitives too: "
-    sections(to, table(LIST_COLUMNS, cells, left=5), f"Sure: {sure}.", usage + ", ".join(primitive_names()))
+    sections(to, table(LIST_COLUMNS, cells, left=4), f"Sure: {sure}.", usage + ", ".join(primitive_names()))
 
 
 def _show(to: Console, identity: str, file: MethodFile) -> None:
