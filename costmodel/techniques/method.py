@@ -185,6 +185,8 @@ class MethodFile(Frozen):
         Where the survey puts it, and how well it is known: a key of `CONFIDENCE`.
     source : str
         Where it was read; letters are those of `SOURCE_LETTERS`.
+    taxonomy : tuple of str
+        Where the survey's figure has it: stage, group and kind, parted by /; none for what it does not show.
     needs, traits : tuple of str
         What it needs from model or request beyond what its primitives say, and what decides whom it goes together with.
     knob : str
@@ -207,6 +209,7 @@ class MethodFile(Frozen):
     category: str
     confidence: Literal["A", "B", "C", "D"]
     source: str
+    taxonomy: tuple[str, ...] = ()
     needs: tuple[Need, ...] = ()
     traits: tuple[Trait, ...] = ()
     required: tuple[str, ...] = ()
