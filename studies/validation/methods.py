@@ -1,7 +1,7 @@
 """Published measurements of methods: the rows of `techniques.csv` and `techniques_exact.csv`, and what is predicted.
 
-A row holds a baseline and the method on one request. What it says is a ratio; the method's own value is scored beside it
-where the source printed one that a prediction of a single request can be compared with.
+A row holds a baseline and the method on one request. What it says is a ratio; the method's own value is scored beside
+it where the source printed one that a prediction of a single request can be compared with.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ SPEEDUP: Final = "decode_speedup"
 COUNTED: Final = ("prefill_flops", "kv_bytes", "accepted_tokens")
 """Quantities that need no device."""
 JOIN: Final = " + "
+FEWEST_TOKENS: Final = 1
+"""Text of a request where a source counts visual tokens alone; FLOPs leave it out again."""
 COUNTING_ENGINE: Final = "ideal"
 """Engine of the exact rows: it counts tokens, not blocks of them."""
 
@@ -128,7 +130,7 @@ class MethodFigure(Frozen):
         return Workload(
             images=[] if self.frames else images,
             videos=videos,
-            text_tokens=float(self.text_tokens),
+            text_tokens=float(max(self.text_tokens, FEWEST_TOKENS)),
             output_tokens=float(self.output_tokens),
             visual_tokens=visual,
         )
@@ -239,9 +241,8 @@ def layer_flops(query: Query, figure: MethodFigure) -> float:
     convention = figure.convention
     if convention is None or convention == "iid-acceptance":
         raise ValueError(f"technique row {figure.rank}: convention={convention!r} must say how FLOPs are counted")
-    text = query.turns[0].text_tokens + query.media.marker_tokens
     tokens = [
-        float(segment.visual_keep * query.visual_tokens + segment.text_keep * text)
+        float(segment.visual_keep * query.visual_tokens + segment.text_keep * figure.text_tokens)
         for segment in query.decoder
         for _ in range(segment.n_layers)
     ]
