@@ -63,7 +63,7 @@ class Part:
         """Where it comes among others."""
         if self.place not in PLACES:
             raise ValueError(f"{self.name}.stages={self.place!r} must be one of {', '.join(PLACES)}")
-        return PLACES.index(self.place), WITHIN.get(str(getattr(self.rewrite, "at", self.slot)), 0)
+        return PLACES.index(self.place), WITHIN.get(getattr(self.rewrite, "at", "") or self.slot, 0)
 
     def needs(self, what: str) -> bool:
         """Return whether it, or what it belongs to, needs something."""

@@ -11,8 +11,8 @@ from studies.validation.rows import Row, Suite, by_group, errors_of
 
 TITLE: Final = "published effects of methods"
 NOTE: Final = (
-    "A ratio compares a request with and without the method, so that what a source does otherwise cancels; values carry "
-    "the spread of baselines as well. A method that cannot be predicted is an error, never left out."
+    "A ratio compares a request with and without the method, so that what a source does otherwise cancels; values "
+    "carry the spread of baselines as well. A method that cannot be predicted is an error, never left out."
 )
 
 
