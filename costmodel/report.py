@@ -27,7 +27,7 @@ def prediction_dict(prediction: Prediction) -> dict[str, Any]:
         "max_batch": prediction.max_batch,
         "memory": _memory(prediction),
         "stages": {name: stage_dict(name, stage) for name, stage in prediction.stages.items()},
-        "quality": None,
+        "quality": prediction.quality,
         "error_band": _band(prediction),
         "provenance": prediction.provenance,
     }

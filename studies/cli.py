@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "models": "List the known models, or show one with its numbers and where they come from.",
     "hardware": "List the known devices, or show one with the source of every number.",
     "engines": "List the serving engines, or show one with the source of every number.",
+    "techniques": "List the published methods, or show one with its defaults, quality and measurements.",
     "tokens": "Count the patches and tokens that pictures become.",
     "count": "Count parameters, FLOPs by stage and KV bytes of a request.",
     "predict": "Predict TTFT, TPOT, memory, energy and cost of a request, and say why.",
