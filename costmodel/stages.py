@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from costmodel.mixers import attend, cached_width_on_device, cross_keys
 from costmodel.models import ModelSpec
 from costmodel.operators import Kind, Operator, OperatorTable
 from costmodel.query import KVEntry, Query, Segment, Stage
+from costmodel.state import grouped
 
 DEVICE_STAGES: Final[tuple[Stage, ...]] = ("encode", "adapt", "prefill", "decode")
 PASSES: Final = 0
@@ -183,17 +184,6 @@ class Structure:
         layers = tuple(part.structure for part in parts)
         cached = tuple(entry.structure for entry in self.kv) if stage == "decode" else ()
         return stage, self.pricing, self.execution, self.precision, self.parallelism, layers, cached
-
-
-Part = TypeVar("Part", Segment, KVEntry)
-
-
-def grouped(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Return the parts with equal ones put together: their order changes no cost."""
-    groups: dict[Hashable, list[Part]] = {}
-    for part in parts:
-        groups.setdefault(part.identity, []).append(part)
-    return tuple(replace(same[0], n_layers=sum(p.n_layers for p in same)) for same in groups.values())
 
 
 def labels(segments: Sequence[Segment], stage: str) -> list[str]:

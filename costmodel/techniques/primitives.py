@@ -18,7 +18,7 @@ PACKAGE: Final = __name__.rpartition(".")[0]
 
 
 @functools.cache
-def primitive_names() -> tuple[str, ...]:
+def load_primitive_names() -> tuple[str, ...]:
     """Return the names of the primitives: those of the files with a class of their name."""
     path = importlib.import_module(PACKAGE).__path__
     return tuple(sorted(module.name for module in pkgutil.iter_modules(path) if _class_in(module.name) is not None))
@@ -36,7 +36,7 @@ def load_primitive(kind: str) -> type[Any]:
     path = importlib.import_module(PACKAGE).__path__
     found = _class_in(kind) if kind in {module.name for module in pkgutil.iter_modules(path)} else None
     if found is None:
-        known = ", ".join(primitive_names()) or "none"
+        known = ", ".join(load_primitive_names()) or "none"
         raise Unsupported(f"primitive={kind!r} is not modelled; known: {known}")
     return found
 

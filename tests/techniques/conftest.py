@@ -64,7 +64,7 @@ class {name}:
         return replace(query, overheads=(*query.overheads, Overhead("prefill", (), peak_bytes=1.0)))
 """
 CACHED = (
-    primitives.primitive_names,
+    primitives.load_primitive_names,
     primitives.load_primitive,
     primitives.load_fields,
     primitives.load_is_named,
@@ -85,7 +85,7 @@ def forget():
 def _primitives(tmp_path_factory):
     forget()
     folder = tmp_path_factory.mktemp("primitives")
-    for kind in set(STAND_INS) - set(primitives.primitive_names()):
+    for kind in set(STAND_INS) - set(primitives.load_primitive_names()):
         (folder / f"{kind}.py").write_text(stand_in(kind), encoding="utf-8")
     costmodel.techniques.__path__.append(str(folder))
     forget()
