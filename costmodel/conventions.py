@@ -103,6 +103,8 @@ def query_flops(query: Query, convention: Convention) -> Quantity:
     float or ndarray
         Of the whole batch, heads and what techniques cost themselves not included [FLOP].
     """
+    for run in query.model.decoder.runs:  # text alone skips layers of cross-attention: no formula has them
+        layer_flops(run.layer, 0.0, convention)
     turn = query.turns[0]
     visual, other = (
         turn.visual_share * query.visual_tokens,

@@ -17,7 +17,7 @@ from costmodel.mixers import cached_width_on_device
 from costmodel.operators import COLUMNS, Operator
 from costmodel.query import KVEntry, Query, Segment
 from costmodel.recurrent import RecurrentSpec
-from costmodel.stages import grouped
+from costmodel.state import grouped
 from costmodel.traces import TracedMixerSpec
 from costmodel.units import TINY, UNBOUNDED
 

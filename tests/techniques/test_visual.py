@@ -228,6 +228,13 @@ def test_count_takes_techniques():
     assert pruned.parameters["language"] < dense.parameters["language"]
 
 
+def test_a_counting_engine_forgets_what_the_ideal_one_found():
+    workload, hardware = Workload(text_tokens=1024), load_hardware(A100)
+    evaluate(query_of("kimi-vl-a3b", workload, engine="ideal"), hardware)  # keeps how the engine runs latents
+    kernel, torch = (count("kimi-vl-a3b", workload, convention=c).flops["decode_step"] for c in ("kernel", "torch"))
+    assert torch > 10 * kernel  # every cached latent is expanded
+
+
 # Laws that every primitive holds
 
 
