@@ -17,9 +17,14 @@ NUMERIC: Final = frozenset({"Array", "None", "Quantity", "bool", "float", "int"}
 PACKAGE: Final = __name__.rpartition(".")[0]
 
 
-@functools.cache
 def primitive_names() -> tuple[str, ...]:
     """Return the names of the primitives: those of the files with a class of their name."""
+    return load_kinds()
+
+
+@functools.cache
+def load_kinds() -> tuple[str, ...]:
+    """Return the names of the primitives, found once."""
     path = importlib.import_module(PACKAGE).__path__
     return tuple(sorted(module.name for module in pkgutil.iter_modules(path) if _class_in(module.name) is not None))
 
