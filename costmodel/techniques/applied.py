@@ -15,7 +15,7 @@ from costmodel.techniques.primitives import (
     load_fields,
     load_is_named,
     load_primitive,
-    load_primitive_names,
+    primitive_names,
 )
 from costmodel.techniques.protocol import ATTENTION_MAPS, AttentionMap, Primitive
 
@@ -120,7 +120,7 @@ def load_identity(name: str) -> str:
     """
     if name in load_method_texts():
         return name
-    if name in load_primitive_names():
+    if name in primitive_names():
         return ""
     found = load_ids_by_name().get(plain(name))
     if found is None:

@@ -17,9 +17,14 @@ NUMERIC: Final = frozenset({"Array", "None", "Quantity", "bool", "float", "int"}
 PACKAGE: Final = __name__.rpartition(".")[0]
 
 
-@functools.cache
-def load_primitive_names() -> tuple[str, ...]:
+def primitive_names() -> tuple[str, ...]:
     """Return the names of the primitives: those of the files with a class of their name."""
+    return load_kinds()
+
+
+@functools.cache
+def load_kinds() -> tuple[str, ...]:
+    """Return the names of the primitives, found once."""
     path = importlib.import_module(PACKAGE).__path__
     return tuple(sorted(module.name for module in pkgutil.iter_modules(path) if _class_in(module.name) is not None))
 
@@ -36,7 +41,7 @@ def load_primitive(kind: str) -> type[Any]:
     path = importlib.import_module(PACKAGE).__path__
     found = _class_in(kind) if kind in {module.name for module in pkgutil.iter_modules(path)} else None
     if found is None:
-        known = ", ".join(load_primitive_names()) or "none"
+        known = ", ".join(primitive_names()) or "none"
         raise Unsupported(f"primitive={kind!r} is not modelled; known: {known}")
     return found
 

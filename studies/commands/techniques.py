@@ -19,7 +19,7 @@ from costmodel.techniques.method import (
     Use,
     load_method,
 )
-from costmodel.techniques.primitives import load_fields, load_primitive_names
+from costmodel.techniques.primitives import load_fields, primitive_names
 from studies.options import FOR_PEOPLE, Format
 from studies.output import Answer, emit
 from studies.tables import MISSING, number, percent, sections, table
@@ -80,7 +80,7 @@ def _everything(identity: str) -> dict[str, Any]:
 
 def arguments(identity: str) -> list[str]:
     """Return what a method can be given; nothing where a primitive of it is not modelled."""
-    if not all(use.kind in load_primitive_names() for use in load_method(identity).primitives):
+    if not all(use.kind in primitive_names() for use in load_method(identity).primitives):
         return []
     return list(load_arguments(identity))
 
@@ -149,7 +149,7 @@ def _show_list(to: Console, rows: list[dict[str, Any]]) -> None:
     ]
     sure = "; ".join(f"{letter} {meaning}" for letter, meaning in CONFIDENCE.items())
     usage = "Everything known of one: lvlm techniques NAME. Used as --technique NAME:key=value,…; primitives too: "
-    sections(to, table(LIST_COLUMNS, cells, left=4), f"Sure: {sure}.", usage + ", ".join(load_primitive_names()))
+    sections(to, table(LIST_COLUMNS, cells, left=4), f"Sure: {sure}.", usage + ", ".join(primitive_names()))
 
 
 def _show(to: Console, identity: str, file: MethodFile) -> None:

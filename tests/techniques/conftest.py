@@ -1,5 +1,7 @@
 """Stand-ins for primitives whose files are not there: the fields of their contract, and nothing that they do."""
 
+import sys
+
 import pytest
 
 import costmodel.techniques
@@ -64,7 +66,7 @@ class {name}:
         return replace(query, overheads=(*query.overheads, Overhead("prefill", (), peak_bytes=1.0)))
 """
 CACHED = (
-    primitives.load_primitive_names,
+    primitives.load_kinds,
     primitives.load_primitive,
     primitives.load_fields,
     primitives.load_is_named,
@@ -81,16 +83,20 @@ def forget():
         function.cache_clear()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _primitives(tmp_path_factory):
     forget()
     folder = tmp_path_factory.mktemp("primitives")
-    for kind in set(STAND_INS) - set(primitives.load_primitive_names()):
+    missing = set(STAND_INS) - set(primitives.primitive_names())
+    for kind in missing:
         (folder / f"{kind}.py").write_text(stand_in(kind), encoding="utf-8")
     costmodel.techniques.__path__.append(str(folder))
     forget()
     yield
     costmodel.techniques.__path__.remove(str(folder))
+    for kind in missing:
+        sys.modules.pop(f"costmodel.techniques.{kind}", None)
+        vars(costmodel.techniques).pop(kind, None)
     forget()
 
 

@@ -15,7 +15,7 @@ from costmodel.techniques import compose, technique, technique_names
 from costmodel.techniques.applied import VARIANT, Published, load_arguments
 from costmodel.techniques.composing import parts_of
 from costmodel.techniques.method import load_ids_by_name, load_method, load_method_texts, plain
-from costmodel.techniques.primitives import load_fields, load_primitive, load_primitive_names
+from costmodel.techniques.primitives import load_fields, load_primitive, primitive_names
 from costmodel.techniques.protocol import NEEDS, PLACES
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "techniques.json"  # its source is named in the file
@@ -196,7 +196,7 @@ def test_usual_names_are_aliases_and_belong_to_one_method():
 
 
 def test_a_primitive_goes_by_its_own_name():
-    assert "token_reduce" in load_primitive_names()
+    assert "token_reduce" in primitive_names()
     half = technique("token_reduce", at="layer", layer=2.0, keep=0.5)
     assert (half.layer, half.keep, half.name) == (2, 0.5, "token_reduce")
     assert not isinstance(half, Published)
