@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from runtime.cache import KvCache
-from runtime.graphs import GraphedStep
+from runtime.graphs import CompiledStep, GraphedStep
 from runtime.model import Lvlm, Pixels
 from runtime.prompts import Batch, batch_of
+
+Steps: TypeAlias = Literal["plain", "graph", "compiled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +65,11 @@ def generate(
     max_tokens: int,
     sampling: Sampling = GREEDY,
     stop: Sequence[int] = (),
-    graph: bool = False,
+    steps: Steps = "plain",
 ) -> list[list[int]]:
     """Return the new tokens of every prompt; see `stream`."""
     found: list[list[int]] = [[] for _ in prompts]
-    for step in stream(model, prompts, max_tokens=max_tokens, sampling=sampling, stop=stop, graph=graph):
+    for step in stream(model, prompts, max_tokens=max_tokens, sampling=sampling, stop=stop, steps=steps):
         for tokens, token in zip(found, step, strict=True):
             if token is not None:
                 tokens.append(token)
@@ -81,7 +84,7 @@ def stream(
     max_tokens: int,
     sampling: Sampling = GREEDY,
     stop: Sequence[int] = (),
-    graph: bool = False,
+    steps: Steps = "plain",
 ) -> Iterator[list[int | None]]:
     """Yield the new tokens one step at a time, one a prompt; None for a prompt that has ended.
 
@@ -95,15 +98,13 @@ def stream(
     sampling : Sampling
     stop : sequence of int
         Tokens behind which a prompt has ended; they are given too.
-    graph : bool
-        Whether steps replay a CUDA graph.
+    steps : {"plain", "graph", "compiled"}
+        How decode steps run: call by call, as one CUDA graph, or through torch.compile.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens={max_tokens} must be at least 1")
     logits, cache = start(model, prompts, max_tokens)
-    step: Callable[[Tensor], Tensor] = lambda tokens: model.decode_step(tokens, cache)  # noqa: E731 - a choice of two
-    if graph:
-        step = GraphedStep(model, cache)
+    step = stepper(model, cache, steps)
     generator = torch.Generator(model.device).manual_seed(sampling.seed)
     ended = [False] * len(prompts)
     for left in range(max_tokens - 1, -1, -1):
@@ -114,6 +115,15 @@ def stream(
         if all(ended) or not left:
             return
         logits = step(tokens)
+
+
+def stepper(model: Lvlm, cache: KvCache, steps: Steps) -> Callable[[Tensor], Tensor]:
+    """Return what takes one token a sequence to the logits of what follows."""
+    if steps == "graph":
+        return GraphedStep(model, cache)
+    if steps == "compiled":
+        return CompiledStep(model, cache)
+    return lambda tokens: model.decode_step(tokens, cache)
 
 
 def start(model: Lvlm, prompts: Sequence[Prompt], max_tokens: int) -> tuple[Tensor, KvCache]:

@@ -1,4 +1,4 @@
-"""A decode step as one CUDA graph: the host launches once a step, not once a kernel."""
+"""A decode step of fixed shapes: as one CUDA graph, which the host launches once, or through torch.compile."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class GraphedStep:
 
     def __init__(self, model: Lvlm, cache: KvCache) -> None:
         if model.device.type != "cuda":
-            raise ValueError(f"graph=True needs a CUDA device, and the model is on {model.device}; leave it out")
+            raise ValueError(f"steps='graph' needs a CUDA device, and the model is on {model.device}; use plain")
         cache.fixed = True
         self.cache, self.tokens = cache, torch.zeros_like(cache.lengths)
         self.graph = torch.cuda.CUDAGraph()
@@ -58,3 +58,23 @@ class GraphedStep:
         self.graph.replay()
         self.cache.longest += 1
         return self.logits
+
+
+class CompiledStep:
+    """Runs the layers of a step through torch.compile, on a cache whose shapes stay fixed.
+
+    Parameters
+    ----------
+    model : Lvlm
+    cache : KvCache
+        Behind a prefill. From here on each step reads all of it behind a mask.
+    """
+
+    def __init__(self, model: Lvlm, cache: KvCache) -> None:
+        cache.fixed = True
+        self.model, self.cache = model, cache
+        self.step = torch.compile(model.decoder.step)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Return the logits of what follows these tokens, one a sequence."""
+        return self.model.decode_step(tokens, self.cache, step=self.step)

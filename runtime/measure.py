@@ -24,7 +24,7 @@ from runtime.nvml import Nvml
 from runtime.requests import Request
 from runtime.settings import Blueprint
 from runtime.staged import StageCase, stage_cases
-from runtime.timing import LEAST, Stopwatch, Timing
+from runtime.timing import LEAST, Stopwatch, Timing, clock_of
 from runtime.weights import load
 
 WHAT: Final = ("stages", "microbench", "transformers")
@@ -211,16 +211,15 @@ def _frozen(shape: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def versions(device: torch.device) -> dict[str, str]:
-    """Return versions of the software by name, and the threads of a CPU."""
+    """Return versions of the software by name, which clock times, and the threads of the host."""
     found = {}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    if device.type == "cuda":
-        return found | {"cuda": str(torch.version.cuda)}
-    return found | {"threads": str(torch.get_num_threads())}
+    found |= {"clock": clock_of(device), "threads": str(torch.get_num_threads())}
+    return found | ({"cuda": str(torch.version.cuda)} if device.type == "cuda" else {})
 
 
 def commit() -> str | None:

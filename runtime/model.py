@@ -5,8 +5,9 @@ The decoder, the encoder and the adapter are built from the same `ModelSpec` tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,11 @@ from runtime.adapters import Adapter, Visual
 from runtime.cache import KvCache
 from runtime.decoder import Decoder
 from runtime.grids import Grid
-from runtime.prompts import Batch, Picture
+from runtime.prompts import AXES, Batch, Picture
 from runtime.settings import Blueprint
 from runtime.vision import Features, VisionEncoder
+
+Step: TypeAlias = Callable[[Tensor, Tensor, KvCache], Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,7 +135,7 @@ class Lvlm(nn.Module):
             deep.append(added)
         return x, deep
 
-    def decode_step(self, tokens: Tensor, cache: KvCache) -> Tensor:
+    def decode_step(self, tokens: Tensor, cache: KvCache, *, step: Step | None = None) -> Tensor:
         """Run one new token a sequence and return the logits of what follows.
 
         Parameters
@@ -140,10 +143,13 @@ class Lvlm(nn.Module):
         tokens : Tensor of int, shape (batch,)
         cache : KvCache
             Of a prefill or of earlier steps.
+        step : callable, optional
+            In place of the decoder's own.
         """
         if cache.longest >= cache.capacity:
             raise ValueError(f"cache is full with {cache.capacity} tokens; reserve more")
         places = (cache.lengths + cache.offsets)[:, None]
-        out = self.decoder.step(self.decoder.embed(tokens[:, None]), places.expand(3, -1, -1), cache)
+        run = step or self.decoder.step
+        out = run(self.decoder.embed(tokens[:, None]), places.expand(AXES, -1, -1), cache)
         cache.advance()
         return self.decoder.head(out[:, 0])

@@ -1,5 +1,7 @@
 """Prompts, sampling, and what cannot be run."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -99,8 +101,8 @@ def test_a_full_cache_is_refused(pairs):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_graph_needs_a_gpu(pairs):
-    with pytest.raises(ValueError, match="graph=True needs a CUDA device"):
-        list(stream(pairs("llava").ours, [Prompt([1])], max_tokens=3, graph=True))
+    with pytest.raises(ValueError, match="needs a CUDA device"):
+        list(stream(pairs("llava").ours, [Prompt([1])], max_tokens=3, steps="graph"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -110,9 +112,17 @@ def test_a_graph_gives_the_same_tokens(pairs, name):
     try:
         prompts = [tiny.prompt(ours)[0], Prompt(tiny.ids(None))]
         plain = generate(ours, prompts, max_tokens=20)
-        assert generate(ours, prompts, max_tokens=20, graph=True) == plain
+        assert generate(ours, prompts, max_tokens=20, steps="graph") == plain
     finally:
         ours.to("cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_steps_give_the_same_tokens(pairs):
+    ours = pairs("qwen3_vl").ours
+    prompts = [tiny.prompt(ours)[0], Prompt(tiny.ids(None))]
+    assert generate(ours, prompts, max_tokens=12, steps="compiled") == generate(ours, prompts, max_tokens=12)
 
 
 SIDES = st.integers(1, 9)

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -129,9 +128,17 @@ def test_work_of_cases_is_what_they_run(pairs):
 
 
 def test_a_stopwatch_tells_time():
-    timing = Stopwatch(CPU, budget_s=0.05).time(lambda: time.sleep(0.004))
+    watch = Stopwatch(CPU, budget_s=0.05)
+
+    def spin():
+        start = watch.clock()
+        while watch.clock() - start < 0.004:
+            pass
+
+    timing = watch.time(spin)
     assert LEAST <= len(timing.samples_s) <= MOST
-    assert all(0.004 <= sample < 0.1 for sample in timing.samples_s)
+    assert all(sample >= 0.004 for sample in timing.samples_s)
+    assert min(timing.samples_s) < 0.01
     assert timing.peak_bytes is None or timing.peak_bytes > 1e6
 
 
@@ -139,7 +146,7 @@ def test_short_kernels_are_repeated_and_divided():
     calls = []
     timing = Stopwatch(CPU, budget_s=0.0).time(lambda: calls.append(1), repeatable=True)
     assert len(timing.samples_s) == LEAST
-    assert len(calls) > 100 * LEAST
+    assert len(calls) > 10 * LEAST
     assert max(timing.samples_s) < 1e-4
 
 
