@@ -22,6 +22,31 @@ Turn = tuple[Tensor, Tensor]
 N_NORMS = 4  # of layers whose halves are normed behind as well
 
 
+def attend_prompt(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float | None = None) -> Tensor:
+    """Return attention of whole prompts, shape (batch, heads, tokens, head_dim); without a mask it is causal.
+
+    The fused kernels that take a mask take no grouped heads, so keys and values are repeated for them.
+    """
+    grouped = q.shape[1] != k.shape[1]
+    if mask is not None and grouped:
+        k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], dim=1) for part in (k, v))
+        grouped = False
+    return functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+    )
+
+
+def attend_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float | None = None) -> Tensor:
+    """Return attention of one new token a sequence, shape (batch, heads, 1, head_dim).
+
+    The heads that share keys become queries of one head, so that every key is read once.
+    """
+    batch, heads, _, head_dim = q.shape
+    queries = q.reshape(batch, k.shape[1], heads // k.shape[1], head_dim)
+    mixed = functional.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=scale)
+    return mixed.reshape(batch, heads, 1, head_dim)
+
+
 class Attention(nn.Module):
     """Grouped-query attention; queries, keys and values are one matrix, in this order."""
 
@@ -41,27 +66,21 @@ class Attention(nn.Module):
         q, k, v = (part.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2) for part in parts)
         return rotate(self.q_norm(q), *turn), rotate(self.k_norm(k), *turn), v
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
-        grouped = self.spec.heads != self.spec.kv_heads
-        mixed = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=grouped
-        )
-        return self.out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
-
     def prefill(self, x: Tensor, turn: Turn, mask: Tensor | None, cache: KvCache) -> Tensor:
         """Return the output for whole prompts and keep their keys and values; without a mask it is causal."""
         q, k, v = self._project(x, turn)
         cache.fill(self.index, k, v)
-        return self._attend(q, k, v, mask, causal=mask is None)
+        mixed = attend_prompt(q, k, v, mask, scale=self.scale)
+        return self.out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
 
     def step(self, x: Tensor, turn: Turn, cache: KvCache) -> Tensor:
         """Return the output for one new token a sequence."""
         q, k, v = self._project(x, turn)
         cache.append(self.index, k, v)
         span, mask = cache.span(self.spec.window)
-        return self._attend(
-            q, cache.keys[self.index][:, :, span], cache.values[self.index][:, :, span], mask, causal=False
-        )
+        keys, values = (part[self.index][:, :, span] for part in (cache.keys, cache.values))
+        mixed = attend_one(q, keys, values, mask, scale=self.scale)
+        return self.out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from costmodel.layers import AttentionSpec, LayerSpec, MlpSpec, MoeSpec
 from costmodel.models import ModelSpec
+from runtime.decoder import attend_one, attend_prompt
 from runtime.device import facts
 from runtime.new_device import STREAM_OVER_CACHE
 from runtime.preprocess import preprocess
@@ -179,9 +180,11 @@ def _attention(kind: str, bench: Bench, spec: AttentionSpec, batch: int, length:
 def _attend(kind: str, bench: Bench, spec: AttentionSpec, *, batch: int, queries: int, keys: int) -> Action:
     q = bench.tensor(batch, spec.heads, queries, spec.head_dim)
     k, v = (bench.tensor(batch, spec.kv_heads, keys, spec.head_dim) for _ in range(2))
-    attend = functional.scaled_dot_product_attention
-    causal, grouped = kind == "prefill_attention", spec.heads != spec.kv_heads
-    return lambda: attend(q, k, v, is_causal=causal, enable_gqa=grouped)
+    if kind == "decode_attention":
+        return lambda: attend_one(q, k, v, None)
+    if kind == "prefill_attention":
+        return lambda: attend_prompt(q, k, v, None)
+    return lambda: functional.scaled_dot_product_attention(q, k, v)
 
 
 def elementwise(spec: ModelSpec, bench: Bench) -> Iterator[Case]:

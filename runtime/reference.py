@@ -7,7 +7,6 @@ runs on its own growing cache, as its `generate` does, and is cut back to the sa
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +22,7 @@ from runtime.model import Lvlm, Pixels
 from runtime.requests import Request
 from runtime.settings import Blueprint
 from runtime.staged import StageCase
+from runtime.timing import clock
 
 TRANSFORMERS: Final = "transformers"
 ADAPTERS: Final = ("multi_modal_projector", "visual.merger")
@@ -68,14 +68,14 @@ def reference_cases(
     pixels = joined([prompt.pixels for prompt in prompts if prompt.pixels])
     if pixels is not None:
         inputs = _pictures(pixels, ours)
-        clock = Adapted(model, ours.device)
+        adapted = Adapted(model, ours.device)
 
         def see() -> None:
             model.model.get_image_features(**inputs)
-            clock.next_call()
+            adapted.next_call()
 
-        yield StageCase("encode", shape, see, TRANSFORMERS), clock
-        clock.remove()
+        yield StageCase("encode", shape, see, TRANSFORMERS), adapted
+        adapted.remove()
     batch = batched(ours, prompts)
     tokens = batch.tokens.shape[1]
     embeddings = torch.randn(request.batch, tokens, ours.spec.decoder.width, device=ours.device).to(ours.dtype)
@@ -120,17 +120,18 @@ class Adapted:
 
     def __init__(self, model: Any, device: torch.device) -> None:  # noqa: ANN401
         self.device, self.calls_s, self.started_s, self.sum_s = device, list[float](), 0.0, 0.0
+        self.clock = clock(device)
         parts = [module for name, module in model.model.named_modules() if _is_adapter(name)]
         self.hooks = [part.register_forward_pre_hook(self._start) for part in parts]
         self.hooks += [part.register_forward_hook(self._end) for part in parts]
 
     def _start(self, *_: object) -> None:
         synchronize(self.device)
-        self.started_s = time.perf_counter()
+        self.started_s = self.clock()
 
     def _end(self, *_: object) -> None:
         synchronize(self.device)
-        self.sum_s += time.perf_counter() - self.started_s
+        self.sum_s += self.clock() - self.started_s
 
     def next_call(self) -> None:
         """Note what the adapter took since the last call."""

@@ -23,7 +23,7 @@ WARM_UP: Final = 3
 """Runs before the samples; fewer where they alone would use up the budget."""
 LEAST: Final = 3
 """Samples that are taken whatever the budget: the fewest of which the median is not an outlier."""
-MOST: Final = 200
+MOST: Final = 100
 SHORT_S: Final = 2e-4
 """Shorter actions are repeated within a sample: some hundred times the resolution of a CUDA event, about 0.5 us."""
 MOST_REPEATS: Final = 1000
@@ -32,6 +32,8 @@ FLUSHED: Final = 2
 SHORTEST_FOR_POWER_S: Final = 0.2
 """The energy counter of the driver moves about ten times a second."""
 RESOLUTION_S: Final = 1e-9  # of the clocks of the system
+DIGITS: Final = 10
+"""Of a sample [s]: a tenth of the resolution, since a sample may be a share of several runs."""
 WALL, PROCESSOR, EVENTS = "wall", "processor time", "CUDA events"
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -73,7 +75,7 @@ class Stopwatch:
     def __init__(self, device: torch.device, *, budget_s: float, cold: bool = False) -> None:
         self.device, self.budget_s, self.cold = device, budget_s, cold
         self.nvml = Nvml.of(device)
-        self.clock = time.process_time if clock_of(device) == PROCESSOR else time.perf_counter
+        self.clock = clock(device)
         self.buffer: torch.Tensor | None = None
         if cold:
             size = facts(device).get("l2_bytes", 0.0) * FLUSHED
@@ -99,7 +101,7 @@ class Stopwatch:
         samples: list[float] = []
         spent_s = 0.0
         while len(samples) < LEAST or (spent_s < self.budget_s and len(samples) < MOST):
-            samples.append(self._sample(run) / repeats)
+            samples.append(max(round(self._sample(run) / repeats, DIGITS), RESOLUTION_S / 10))
             spent_s = time.perf_counter() - started
         return Timing(tuple(samples), _peak_bytes(self.device), self._power_w(energy_j, spent_s), self._clock_hz())
 
@@ -158,6 +160,11 @@ def clock_of(device: torch.device) -> str:
     if device.type == "cuda":
         return EVENTS
     return PROCESSOR if torch.get_num_threads() == 1 else WALL
+
+
+def clock(device: torch.device) -> Callable[[], float]:
+    """Return the clock of the host that times a device [s]."""
+    return time.process_time if clock_of(device) == PROCESSOR else time.perf_counter
 
 
 def _reset_peak(device: torch.device) -> None:

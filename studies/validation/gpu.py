@@ -103,6 +103,30 @@ def measure_all(folder: Path, device: str, models: Sequence[str], minutes: float
     return files
 
 
+def judge(folder: Path, files: Sequence[Path], hardware: str | None) -> bool:
+    """Compare every file with its predictions and fit curves to all of them; return whether it went well.
+
+    Without a name the device is the one that the lines name; where the catalogue has none, nothing is compared.
+    """
+    from runtime.devices import device_of
+    from runtime.measurement import read_measurements
+
+    if not files:
+        return True
+    device = device_of(read_measurements(files[0])[0].device, hardware)
+    if device is None:
+        print("the catalogue has no such device, so nothing is compared; give --hardware", file=sys.stderr)
+        return True
+    name = hardware or device.name
+    fitted = folder / "fitted"
+    fitted.mkdir(exist_ok=True)
+    sources = [flag for path in files for flag in ("--from", str(path))]
+    fine = run(("calibrate", name, *sources, "-o", str(fitted)), folder / "calibrate.log")
+    for path in files:
+        fine &= run(("compare", str(path), "--json", "--hardware", name), path.with_suffix(".compare.json"))
+    return fine
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, measure, compare and fit; return 1 if any step failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -124,14 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     minutes = 0.1 if options.smoke else options.minutes
     files = measure_all(folder, options.device, models, minutes, smoke=options.smoke)
     fine = len(files) == len(models)
-    named = ("--hardware", options.hardware) if options.hardware else ()
-    for path in files if options.device != "cpu" or options.hardware else []:
-        fine &= run(("compare", str(path), "--json", *named), path.with_suffix(".compare.json"))
-    if files and options.hardware:
-        fitted = folder / "fitted"
-        fitted.mkdir(exist_ok=True)
-        sources = [flag for path in files for flag in ("--from", str(path))]
-        fine &= run(("calibrate", options.hardware, *sources, "-o", str(fitted)), folder / "calibrate.log")
+    fine &= judge(folder, files, options.hardware)
     print(f"{len(files)} of {len(models)} models measured into {folder}")
     return int(not fine)
 
