@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime.cache import KvCache
+from runtime.device import memory_guarded
 from runtime.graphs import CompiledStep, GraphedStep
 from runtime.model import Lvlm, Pixels
 from runtime.prompts import Batch, batch_of
@@ -129,10 +130,11 @@ def stepper(model: Lvlm, cache: KvCache, steps: Steps) -> Callable[[Tensor], Ten
 def start(model: Lvlm, prompts: Sequence[Prompt], max_tokens: int) -> tuple[Tensor, KvCache]:
     """Encode, adapt and prefill; return the first logits and the cache with room for so many new tokens."""
     batch = batched(model, prompts)
-    pixels = joined([prompt.pixels for prompt in prompts if prompt.pixels is not None])
-    visual = None if pixels is None else model.adapt(model.encode(pixels))
     cache = model.reserve(len(prompts), batch.tokens.shape[1] + max_tokens)
-    return model.prefill(batch, visual, cache), cache
+    pixels = joined([prompt.pixels for prompt in prompts if prompt.pixels is not None])
+    with memory_guarded(f"{len(prompts)} x {batch.tokens.shape[1]} tokens of {model.spec.name}", model.device):
+        visual = None if pixels is None else model.adapt(model.encode(pixels))
+        return model.prefill(batch, visual, cache), cache
 
 
 def batched(model: Lvlm, prompts: Sequence[Prompt]) -> Batch:

@@ -25,7 +25,7 @@ from runtime.requests import Request
 from runtime.settings import Blueprint
 from runtime.staged import StageCase, stage_cases
 from runtime.timing import LEAST, Stopwatch, Timing, clock_of
-from runtime.weights import load
+from runtime.weights import has_weights, load
 
 WHAT: Final = ("stages", "microbench", "transformers")
 PACKAGES: Final = ("torch", "transformers", "pillow", "numpy", "lvlm-sim")
@@ -100,12 +100,15 @@ def measure(plan: Plan, report: Report = lambda _: None) -> Iterator[Measurement
         If the weights exceed the free memory.
     """
     blueprint, device = load_blueprint(plan.model), open_device(plan.device)
+    if "transformers" in plan.what:
+        reference.check_installed()
     lines = Lines.of(device, plan.dtype)
     share_s = plan.seconds / len(plan.what)
     if "microbench" in plan.what:
         yield from _kernels(plan, blueprint, lines, share_s, report)
     if "stages" in plan.what or "transformers" in plan.what:
         model = load(blueprint, device, dtype_of(plan.dtype))
+        report(f"weights of {blueprint.spec.name} are {'read' if has_weights(blueprint) else 'random'}")
         with memory_guarded(f"stages of {blueprint.spec.name} with such requests", device):
             if "stages" in plan.what:
                 yield from _stages(plan, blueprint, model, lines, share_s)

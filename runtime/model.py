@@ -16,6 +16,7 @@ from costmodel.errors import Unsupported
 from runtime.adapters import Adapter, Visual
 from runtime.cache import KvCache
 from runtime.decoder import Decoder
+from runtime.device import require
 from runtime.grids import Grid
 from runtime.prompts import AXES, Batch, Picture
 from runtime.settings import Blueprint
@@ -84,7 +85,15 @@ class Lvlm(nn.Module):
         return self.adapter(features)  # type: ignore[no-any-return]
 
     def reserve(self, batch: int, capacity: int) -> KvCache:
-        """Return an empty cache for so many sequences of so many tokens."""
+        """Return an empty cache for so many sequences of so many tokens.
+
+        Raises
+        ------
+        DoesNotFit
+            If it exceeds the free memory.
+        """
+        nbytes = batch * capacity * self.spec.decoder.kv_bytes_per_token(8 * self.dtype.itemsize)
+        require(f"cache of {batch} x {capacity} tokens of {self.spec.name}", nbytes, self.device)
         return KvCache.reserve(self.spec.decoder, batch, capacity, device=self.device, dtype=self.dtype)
 
     def prefill(self, batch: Batch, visual: Visual | None, cache: KvCache, *, every: bool = False) -> Tensor:

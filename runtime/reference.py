@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,19 @@ TRANSFORMERS: Final = "transformers"
 ADAPTERS: Final = ("multi_modal_projector", "visual.merger")
 
 
+def check_installed() -> None:
+    """Refuse to measure `transformers` where it is not installed.
+
+    Raises
+    ------
+    ModuleNotFoundError
+    """
+    if find_spec("transformers") is None:
+        raise ModuleNotFoundError(
+            "measuring transformers needs it: pip install transformers, or leave it out of --what"
+        )
+
+
 def load_reference(blueprint: Blueprint, device: torch.device, dtype: torch.dtype) -> Any:  # noqa: ANN401 - untyped
     """Return the `transformers` model of a config with random weights.
 
@@ -38,11 +52,10 @@ def load_reference(blueprint: Blueprint, device: torch.device, dtype: torch.dtyp
     Unsupported
         If it has no class for the config.
     """
-    try:
-        from transformers import AutoModelForImageTextToText
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("measuring transformers needs it: pip install transformers") from None
+    check_installed()
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     known = load_model_files().get(blueprint.spec.name)
     config = json.loads(known or Path(blueprint.spec.source).read_text(encoding="utf-8"))
     what = f"weights of {blueprint.spec.name} in transformers"

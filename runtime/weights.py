@@ -79,6 +79,11 @@ def load(blueprint: Blueprint, device: torch.device, dtype: torch.dtype, *, seed
     return model
 
 
+def has_weights(blueprint: Blueprint) -> bool:
+    """Return whether a model has weights to be read."""
+    return blueprint.folder is not None and _tensors(blueprint.folder) is not None
+
+
 def randomise(model: Lvlm, seed: int) -> None:
     """Fill a model with random weights of the usual size: norms and scales at their first values, biases zero."""
     generator = torch.Generator(model.device).manual_seed(seed)

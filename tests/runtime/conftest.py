@@ -1,9 +1,6 @@
-"""Real and own models of every family, built once."""
+"""Real and own models of every family, built once; modules skip themselves where torch or transformers is absent."""
 
 import pytest
-
-pytest.importorskip("torch", reason="the runtime needs PyTorch: pip install 'lvlm-sim[runtime]'")
-pytest.importorskip("transformers", reason="the oracle of the runtime is transformers: pip install 'lvlm-sim[test]'")
 
 
 @pytest.fixture(scope="session")

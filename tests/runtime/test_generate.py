@@ -12,6 +12,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper  # noqa: E402
 
+from costmodel import DoesNotFit  # noqa: E402
 from runtime.generate import Prompt, Sampling, choose, generate, stream  # noqa: E402
 from runtime.grids import layout, stretched  # noqa: E402
 from runtime.prompts import Picture, batch_of  # noqa: E402
@@ -84,6 +85,13 @@ def test_prompts_that_cannot_be_are_refused(pairs):
 def test_sampling_that_cannot_be(bad):
     with pytest.raises(ValueError, match=r"Sampling\."):
         Sampling(**bad)
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_it_is_taken(pairs):
+    ours = pairs("gemma3").ours
+    with pytest.raises(DoesNotFit, match="cache of 1000 x 1000000000 tokens"):
+        ours.reserve(1000, 10**9)
+    assert ours.reserve(3, 50).nbytes == 3 * 50 * ours.spec.decoder.kv_bytes_per_token(32)
 
 
 def test_a_full_cache_is_refused(pairs):

@@ -14,6 +14,7 @@ from costmodel import Image  # noqa: E402
 from costmodel.counts import count  # noqa: E402
 from costmodel.workload import Workload  # noqa: E402
 from runtime import measure as measuring  # noqa: E402
+from runtime import reference  # noqa: E402
 from runtime.blueprint import load_blueprint  # noqa: E402
 from runtime.calibrate import read_lines  # noqa: E402
 from runtime.compare import compare  # noqa: E402
@@ -26,6 +27,7 @@ from runtime.timing import LEAST, MOST, Stopwatch  # noqa: E402
 from runtime.utilisation import utilised  # noqa: E402
 from studies.cli import main  # noqa: E402
 from tests.helpers import assert_clean  # noqa: E402
+from tests.runtime import tiny  # noqa: E402
 
 CPU = torch.device("cpu")
 REQUEST = Request((Image(64, 64),), text_tokens=6, batch=2)
@@ -103,6 +105,26 @@ def test_requests_are_counted_as_the_cost_model_counts_them():
         (prompt,) = request.prompts(blueprint)
         assert len(prompt.tokens) == request.prompt_tokens(blueprint.spec) == counted["prompt"]
         assert prompt.tokens.count(blueprint.settings.image_token) == counted["visual"]
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+@torch.inference_mode()
+def test_transformers_is_given_the_same_pictures(pairs, name):
+    both = pairs(name)
+    blueprint = load_blueprint(both.folder)
+    request = Request((Image(70, 50), Image(120, 64)))
+    (prompt,) = request.prompts(blueprint)
+    theirs = both.real.model.get_image_features(**reference._pictures(prompt.pixels, both.ours)).pooler_output
+    theirs = torch.cat(list(theirs)).reshape(-1, 32)
+    ours = both.ours.adapt(both.ours.encode(prompt.pixels)).embeddings
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_what_is_not_installed_is_said_before_anything_runs(pairs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reference, "find_spec", lambda _: None)
+    assert lvlm(pairs("llava").folder, "-o", tmp_path / "run.jsonl", "--what", "stages,transformers") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_of_kernels_are_those_of_the_model():
@@ -225,6 +247,7 @@ def test_the_command_writes_lines_and_says_utilisation(pairs, tmp_path, capsys):
     assert values["lines"] == len(read_measurements(output)) == len(STAGES)
     assert [row["kind"] for row in values["stages"]] == STAGES
     assert "ours decode_step" in captured.err
+    assert "are read" in captured.err
 
 
 def test_text_alone_has_no_encoder(pairs, tmp_path, capsys):
