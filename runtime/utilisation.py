@@ -28,7 +28,7 @@ class Utilised:
         Shares of the peak rate of products and of memory; None where the cost model counts no such stage on a device,
         or no peak is known.
     peaks : str
-        Whose peaks: the datasheet's, or the best of the same run.
+        Whose peaks: the datasheet's, or the best of the same run; empty where none is known.
     """
 
     line: Measurement
@@ -79,6 +79,5 @@ def _peaks(lines: Sequence[Measurement]) -> tuple[Mapping[str, float], float | N
     products = {precision: rate.per_s for precision, rate in best_products(lines).items()}
     cache = max((line.clocks.get("l2_bytes", 0.0) for line in lines), default=0.0)
     stream = best_stream(lines, cache) if cache else None
-    known = bool(products or stream)
-    source = "the best product and stream of the same run" if known else "no device that is known (measure kernels too)"
+    source = "the best product and stream of the same run" if products or stream else ""
     return products, stream.per_s if stream else None, source

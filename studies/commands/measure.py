@@ -25,6 +25,8 @@ REMARK: Final = (
     "MFU and MBU: FLOPs and bytes that the cost model counts, over the time, as shares of the peaks of {peaks}."
 )
 
+NO_PEAKS: Final = "No MFU and MBU: no profile names this device; measure kernels in the same run for its best rates."
+
 
 def measure(
     model: str,
@@ -146,7 +148,8 @@ def _show(to: Console, found: Sequence[Utilised]) -> None:
         )
         for row in found
     ]
-    sections(to, table(COLUMNS, rows, left=2), REMARK.format(peaks=found[0].peaks))
+    remark = REMARK.format(peaks=found[0].peaks) if found[0].peaks else NO_PEAKS
+    sections(to, table(COLUMNS, rows, left=2), remark)
 
 
 def _request(line: Measurement) -> str:
