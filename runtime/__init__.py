@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-__all__ = ["calibrate", "compare"]
+__all__ = ["calibrate", "compare", "measure"]
 
 
 def __getattr__(name: str) -> ModuleType:

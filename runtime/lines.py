@@ -33,12 +33,12 @@ class CurveName(NamedTuple):
 
 
 def curve_name(line: Measurement) -> CurveName | None:
-    """Return the curve that a line belongs to; None where its kind, or its precision, has none.
+    """Return the curve that a line belongs to; None where its kind, its precision or an emptied cache has none.
 
     Products are told apart by precision, attention by family of kernel (`kernel` in the shape, as tables name them;
     a fused one without a name is `flash`) and decode also by whether heads share keys, the rest by what they do.
     """
-    if line.kind not in CURVED:
+    if line.kind not in CURVED or line.shape.get("cold"):
         return None
     if line.kind == "gemm":
         return CurveName(line.kind, line.precision, line.implementation) if line.precision in BITS else None

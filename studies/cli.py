@@ -36,6 +36,7 @@ COMMANDS: Final = {
     "roofline": "Show every stage and operator under the roofs of the device.",
     "calibrate": "Fit the efficiency curves of a device to measured kernels, with the error on held-out shapes.",
     "validate": "Compare predictions with published and measured data.",
+    "measure": "Measure a model on a real device: stages, kernels, and transformers beside them.",
     "compare": "Put measurements beside their predictions: signed errors, medians, and how many lie in the band.",
     "trace": "List the operators of a model that is not modelled, from its transformers implementation.",
 }

@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 
 from costmodel import load_hardware
+from costmodel.hardware import HardwareProfile
 from runtime.calibrate import read, read_lines, why_not
+from runtime.compare import compare
 from runtime.lines import curve_name, kernel_samples, without_curve
 from runtime.measurement import KINDS, measurement_files, read_measurements, write_measurements
+from runtime.new_device import measured_profile
 from tests.lines import line
 
 STORED = Path(__file__).parents[1] / "studies" / "measurements" / "preprocess-cpu.jsonl"
+SMALL = STORED.with_name("small-lvlm-cpu.jsonl")
 H100 = load_hardware("h100-sxm5-80gb")
 HEADS = {"heads": 32, "kv_heads": 8, "head_dim": 128}
 SHAPES = {
@@ -185,3 +189,16 @@ def test_lines_of_two_devices_are_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="'NVIDIA A', 'NVIDIA B'; give those of one"):
         read_lines([tmp_path])
+
+
+def test_stored_lines_of_a_cpu_give_a_profile_that_prices_its_stages(monkeypatch):
+    # What docs/measurements.md tells a person without a GPU to do, on the lines that are kept.
+    monkeypatch.chdir(Path(__file__).parents[1])
+    lines = read_measurements(SMALL)
+    given = {"kind": "cpu", "tdp_w": 100.0}
+    here = HardwareProfile.model_validate(measured_profile("my-cpu", lines, given))
+    rows = [row for row in compare(lines, hardware=here) if row.kind in ("encode", "adapt", "prefill", "decode_step")]
+    assert {(row.kind, row.implementation) for row in rows} == {
+        (kind, name) for kind in ("encode", "adapt", "prefill", "decode_step") for name in ("ours", "transformers")
+    }
+    assert all(row.predicted_s for row in rows)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
+
+from pydantic import model_validator
 
 from costmodel.families.files import Count, Layers, Window
 from costmodel.families.text.llama import LlamaText
@@ -27,7 +30,7 @@ class Qwen3VlText(LlamaText):
 class Qwen3MoeText(LlamaText):
     """`Qwen3MoeConfig`: experts in every `decoder_sparse_step`-th layer but those of `mlp_only_layers`."""
 
-    models: ClassVar[frozenset[str]] = frozenset({"num_experts"})
+    models: ClassVar[frozenset[str]] = frozenset({"num_experts", "num_local_experts"})
 
     vocab_size: Count = 151936
     hidden_size: Count = 2048
@@ -42,6 +45,14 @@ class Qwen3MoeText(LlamaText):
     num_experts: Count = 128
     num_experts_per_tok: Count = 8
     moe_intermediate_size: Count = 768
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_name_of_transformers_5(cls, values: object) -> object:
+        """Read `num_local_experts`, the name under which transformers 5 saves `num_experts`."""
+        if isinstance(values, Mapping) and "num_experts" not in values and "num_local_experts" in values:
+            return {**values, "num_experts": values["num_local_experts"]}
+        return values
 
     def projections(self, head_dim: int) -> dict[str, Any]:
         """Return which projections have biases or norms."""
