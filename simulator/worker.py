@@ -1,0 +1,251 @@
+"""A worker: the loop that forms a step, waits until it is done, and hands over what has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from simpy.events import Event
+
+from costmodel.base import Array
+from simulator.batch import Batch, Limits
+from simulator.batching import BatchPolicy
+from simulator.clock import Clock
+from simulator.resolve import Resolved
+from simulator.service import Service
+from simulator.steplog import StepLog
+from simulator.tape import Tape
+
+LEAST_LEAP = 4
+"""Steps from which one call for all of them is quicker than a call each."""
+MOST_LEAP = 1 << 14
+"""Steps of one leap: bounds the arrays."""
+
+
+class Worker:
+    """One replica of the model, which runs encoder, prefill and decode.
+
+    Parameters
+    ----------
+    clock : Clock
+    index : int
+        Which of the workers it is.
+    resolved : Resolved
+        Requests as the model sees them.
+    service : Service
+        How long its steps take.
+    policy : BatchPolicy
+    limits : Limits
+    tape : Tape
+        Where times of requests are written.
+    on_end : callable
+        Called with each request that ends.
+    leaps : bool
+        Whether steps of decoding alone may be one event.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        index: int,
+        resolved: Resolved,
+        service: Service,
+        policy: BatchPolicy,
+        limits: Limits,
+        tape: Tape,
+        on_end: Callable[[int], None],
+        *,
+        leaps: bool = True,
+    ) -> None:
+        self.clock = clock
+        self.index = index
+        self.resolved = resolved
+        self.service = service
+        self.policy = policy
+        self.limits = limits
+        self.tape = tape
+        self.on_end = on_end
+        self.most_leap = MOST_LEAP if leaps else 1
+        self.batch = Batch(resolved, limits, service.rules)
+        self.log = StepLog()
+        self.load_tokens = 0  # prompt tokens of what is here, for routers
+        self._flight: Event | None = None
+        self._start_s = 0.0
+        self._encode_s = 0.0
+        self._steps = 1
+        self._ends: Array | None = None  # of the steps of a leap
+        self._groups: list[list[float]] = []  # [time of the last token, decoding sequences that had theirs then]
+        self._rejoined: dict[int, float] = {}
+        self._silent: dict[int, float] = {}  # preempted sequences -> time of their last token
+
+    # Arrivals
+
+    def enqueue(self, request: int) -> None:
+        """Take in a request, now."""
+        batch, now = self.batch, self.clock.now
+        changes = not batch.queue and len(batch.running) < self.limits.max_sequences
+        batch.queue.append(request)
+        self.tape.queue(request, now)
+        self.load_tokens += self.resolved.prompt_tokens[request]
+        if self._flight is None:
+            self._flight = self.clock.at(now, self._wake)
+        elif changes and self._ends is not None:
+            self._cut(now)
+
+    def _cut(self, now: float) -> None:
+        """End a leap with the step that is under way."""
+        ends = self._ends
+        if ends is None:
+            return
+        step = int(np.searchsorted(ends, now))
+        if step < self._steps - 1:
+            self._steps = step + 1
+            self._flight = self.clock.at(float(ends[step]), self._end)
+        self._ends = ends[: self._steps] if self._steps > 1 else None
+
+    def _wake(self, event: Event) -> None:
+        if event is self._flight:
+            self._next()
+
+    # Steps
+
+    def _next(self) -> None:
+        """Form the next step and start it, or fall idle."""
+        batch = self.batch
+        batch.form(self.policy.decide(batch))
+        if batch.preempted:
+            self._note_preempted()
+            if not batch.chunks and not batch.decodes:
+                batch.form(self.policy.decide(batch))
+        if not batch.chunks and not batch.decodes:
+            if batch.running or batch.queue:
+                raise RuntimeError(f"worker {self.index} has {len(batch.running)} running requests and no step for them")
+            self._flight = None
+            return
+        self._start_s = start = self.clock.now
+        for request, cached in batch.admitted:
+            self.tape.start(request, start, cached)
+        self._ends = None
+        self._encode_s = 0.0
+        decode = batch.decode
+        decoding = decode.size if batch.decodes else 0
+        if batch.chunks:
+            self._steps = 1
+            end = start + self._chunks_s(decoding)
+        else:
+            end = self._decode_until(start)
+        self._flight = self.clock.at(end, self._end)
+
+    def _chunks_s(self, decoding: int) -> float:
+        """Return the time of a step with chunks: the encoder first, everybody waiting, then the language model."""
+        batch = self.batch
+        keys = batch.decode.keys() if decoding else self._no_keys
+        time_s = self.service.step_s(batch.chunks, len(batch.finishing), decoding, keys)
+        if batch.encoder.batch:
+            cost = self.resolved.item_cost
+            self._encode_s = self.service.encode_s([cost[item] for item in batch.encoder.batch])
+            time_s += self._encode_s
+        return time_s
+
+    @property
+    def _no_keys(self) -> tuple[float, ...]:
+        return (0.0,) * len(self.service.rules)
+
+    def _decode_until(self, start: float) -> float:
+        """Return when the next steps of decoding alone end: as many as cannot differ."""
+        batch, decode = self.batch, self.batch.decode
+        steps = batch.steady_steps(self.most_leap) if self.most_leap > 1 else 1
+        if steps < LEAST_LEAP:
+            self._steps = 1
+            return start + self.service.step_s((), 0, decode.size, decode.keys())
+        self._steps = steps
+        times = self.service.decode_steps_s(decode.size, decode.keys(), decode.growth(), steps)
+        times[0] += start
+        self._ends = times.cumsum()
+        return float(self._ends[-1])
+
+    def _end(self, event: Event) -> None:
+        """Hand over what the step brought, and go on."""
+        if event is not self._flight:  # the end of a leap that was cut
+            return
+        now, batch = self.clock.now, self.batch
+        decoding = batch.decode.size if batch.decodes else 0
+        paused = len(batch.paused)
+        ended, begun = batch.close(self._steps)
+        if decoding:
+            self._note_gaps(now, decoding, paused)
+        if begun:
+            self._note_begun(now, begun)
+        for request in ended:
+            self.tape.finish(request, now)
+            self.load_tokens -= self.resolved.prompt_tokens[request]
+        self._note_step(now, decoding)
+        for request in ended:
+            self.on_end(request)
+        self._next()
+
+    # Notes
+
+    def _note_step(self, now: float, decoding: int) -> None:
+        batch = self.batch
+        kv = batch.kv
+        self.log.rows.extend(
+            (
+                self._start_s,
+                now,
+                self._steps,
+                decoding,
+                sum([tokens for _, tokens in batch.chunks]),
+                len(batch.chunks),
+                len(batch.finishing),
+                self._encode_s,
+                len(batch.encoder.batch),
+                len(batch.queue),
+                len(batch.running),
+                kv.blocks - kv.free,
+            )
+        )
+
+    def _note_gaps(self, now: float, decoding: int, paused: int) -> None:
+        """Log the gaps between tokens that this step ended."""
+        groups, log = self._groups, self.log
+        first = now if self._ends is None else float(self._ends[0])
+        if paused:
+            groups[0][1] -= paused
+        for last, sequences in groups:
+            log.gap(first - last, int(sequences))
+        if self._ends is not None:
+            log.gaps(np.diff(self._ends), decoding)
+        waiting = [groups[0][0], paused]
+        self._groups = [[now, decoding - self.batch.ended_decoding]]
+        if paused:
+            self._groups.append([waiting[0], paused])
+
+    def _note_begun(self, now: float, begun: list[int]) -> None:
+        """Log first tokens, and the gaps of sequences that come back."""
+        tape, until, groups = self.tape, self.batch.decode.until, self._groups
+        going = 0
+        for request in begun:
+            if request in self._silent:
+                self.log.gap(now - self._silent.pop(request), 1)
+                self._rejoined[request] = now
+            else:
+                tape.first_token_s[request] = now
+            going += request in until
+        if groups and groups[0][0] == now:
+            groups[0][1] += going
+        elif going:
+            groups.append([now, going])
+
+    def _note_preempted(self) -> None:
+        """Remember when preempted sequences had their last token."""
+        tape, groups = self.tape, self._groups
+        for request in self.batch.preempted:
+            tape.preempt(request)
+            had = tape.first_token_s[request]
+            if had != had or request in self._silent:  # noqa: PLR0124 - not a number: no token yet
+                continue
+            had = self._rejoined.pop(request, had)
+            group = next((g for g in groups if g[0] == had), groups[0])
+            group[1] -= 1
+            self._silent[request] = group[0]
