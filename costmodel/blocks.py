@@ -94,11 +94,14 @@ class Execution:
         Whether a decode step copies the cache to append to it.
     repeats_heads : bool
         Whether keys and values are copied for every query head before attention.
+    apart : bool
+        Whether norms, activations and rotations run as the several kernels that PyTorch has for them.
     """
 
     expands_latents: bool = False
     concatenates_cache: bool = False
     repeats_heads: bool = False
+    apart: bool = False
 
 
 FUSED = Execution()
@@ -142,11 +145,14 @@ class Run:
         Precision of each operand, and devices that share it.
     repeats : int
         Layers that run it.
+    apart : bool
+        As in `Execution`.
     """
 
     passes: Quantity
     widths: Widths
     repeats: int = 1
+    apart: bool = False
 
 
 def gemm(name: str, rows: Quantity, *, d_in: float, d_out: float, run: Run) -> Operator:

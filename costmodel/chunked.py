@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodel.base import Array
-from costmodel.efficiency.attention import AttentionCurve, AttentionKernel, Chunks
+from costmodel.efficiency.attention import AttentionKernel, Chunks
+from costmodel.efficiency.attention_curve import AttentionCurve
 from costmodel.kernels import Kernel, Kernels, start_s
 from costmodel.operators import KEYS, LAUNCHES, PAIRS, ROWS, OperatorTable
 from costmodel.shapes import AttentionShape

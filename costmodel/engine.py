@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from costmodel.base import Array, Frozen, FrozenMap
+from costmodel.base import Array, Frozen, FrozenMap, Quantity
 from costmodel.blocks import Execution
-from costmodel.errors import one_line, unknown
+from costmodel.errors import Unsupported, one_line, unknown
 from costmodel.operators import Kind
 from costmodel.packaged import packaged_texts
 from costmodel.sources import Source, SourceKind, by_source_kind, require_sources
 from costmodel.units import UNBOUNDED
+from costmodel.workload import CODECS
 
 LAUNCHED_STAGES: Final = ("encode", "prefill", "decode")
+CODED: Final = tuple(codec for codec in CODECS if codec not in ("raw", "other"))
+"""Codecs that an engine may state the decoding time of."""
 Share = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -47,8 +50,8 @@ class Preprocessing(Frozen):
 
     Parameters
     ----------
-    decode_s_per_pixel : float
-        Decoding an image file [s/pixel].
+    decode_s_per_pixel : mapping
+        By codec (jpeg, png, webp), decoding an image file [s/pixel]; none where files come for nothing.
     frame_s_per_pixel : float
         Decoding one frame of a video [s/pixel].
     resize_s_per_pixel : float
@@ -59,12 +62,40 @@ class Preprocessing(Frozen):
         Band, as in `KindEfficiency`.
     """
 
-    decode_s_per_pixel: NotNegative = 0.0
+    decode_s_per_pixel: FrozenMap[NotNegative] = Field(default_factory=dict, validate_default=True)
     frame_s_per_pixel: NotNegative = 0.0
     resize_s_per_pixel: NotNegative = 0.0
     workers: Annotated[int, Field(ge=1)] = 1
     low: Annotated[float, Field(le=0, gt=-1)] | None = None
     high: NotNegative | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Preprocessing:
+        for codec in self.decode_s_per_pixel:
+            if codec not in CODED:
+                raise ValueError(f"decode_s_per_pixel.{codec} is no codec that is decoded; known: {', '.join(CODED)}")
+        return self
+
+    def numbers(self) -> Iterator[str]:
+        """Yield the dotted key of every number that is set."""
+        yield from (key for key in self.model_fields_set if key != "decode_s_per_pixel")
+        yield from (f"decode_s_per_pixel.{codec}" for codec in self.decode_s_per_pixel)
+
+    def decode_s(self, codec: str, pixels: Quantity) -> Quantity:
+        """Return the time to decode so many pixels of image files [s].
+
+        Raises
+        ------
+        Unsupported
+            If rates are stated, and none for this codec.
+        """
+        if not self.decode_s_per_pixel or codec == "raw":
+            return 0.0
+        if codec not in self.decode_s_per_pixel:
+            known = ", ".join((*self.decode_s_per_pixel, "raw"))
+            message = f"codec={codec!r} of an image has no decoding time; give its size with a known one: {known}"
+            raise Unsupported(message)
+        return pixels * self.decode_s_per_pixel[codec]
 
 
 class EngineProfile(Frozen):
@@ -100,6 +131,8 @@ class EngineProfile(Frozen):
         Whether a step writes the whole cache anew to append a token, instead of filling pages.
     repeats_heads : bool
         Whether keys and values are copied for every query head before attention.
+    fuses_elementwise : bool
+        Whether norms, activations and rotations are one kernel each, not the several that PyTorch has for them.
     memory_fraction : float
         Share of the device memory that the engine may use.
     reserve_bytes : float
@@ -136,6 +169,7 @@ class EngineProfile(Frozen):
     host_high: NotNegative | None = None
     concatenates_cache: bool = False
     repeats_heads: bool = False
+    fuses_elementwise: bool = True
     memory_fraction: Share = 1.0
     reserve_bytes: NotNegative = 0.0
     compute_power_fraction: Share
@@ -168,7 +202,7 @@ class EngineProfile(Frozen):
         yield from (f"layer_host_s.{stage}" for stage in self.layer_host_s)
         for kind, efficiency in self.efficiency.items():
             yield from (f"efficiency.{kind}.{key}" for key in efficiency.model_fields_set)
-        yield from (f"preprocessing.{key}" for key in self.preprocessing.model_fields_set)
+        yield from (f"preprocessing.{key}" for key in self.preprocessing.numbers())
 
     @functools.cached_property
     def provenance(self) -> Mapping[SourceKind, tuple[str, ...]]:
@@ -178,7 +212,9 @@ class EngineProfile(Frozen):
     @functools.cached_property
     def execution(self) -> Execution:
         """How it runs what models leave open."""
-        return Execution(self.executes_everything, self.concatenates_cache, self.repeats_heads)
+        return Execution(
+            self.executes_everything, self.concatenates_cache, self.repeats_heads, apart=not self.fuses_elementwise
+        )
 
     @functools.cached_property
     def by_kind(self) -> Array:
@@ -214,6 +250,37 @@ def engine_names() -> list[str]:
     return list(load_engine_texts())
 
 
+def engine_values(name: str) -> dict[str, Any]:
+    """Return the values of an engine file; where it is `like` another, that one's stand for what it leaves out.
+
+    Its own sources come first, so that they cover what it says itself.
+
+    Raises
+    ------
+    LookupError
+        If there is no file of this name.
+    """
+    import tomllib  # needed for files alone
+
+    if name not in load_engine_texts():
+        raise unknown("engine", name, load_engine_texts())
+    values = tomllib.loads(load_engine_texts()[name])
+    base = values.pop("like", None)
+    if base is None:
+        return values
+    below = engine_values(base)
+    return {**_over(below, values), "sources": [*values["sources"], *below["sources"]]}
+
+
+def _over(below: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values laid over others, tables key by key."""
+    merged = dict(below)
+    for key, value in values.items():
+        under = below.get(key)
+        merged[key] = _over(under, value) if isinstance(value, dict) and isinstance(under, dict) else value
+    return merged
+
+
 @functools.cache
 def load_engine(name: str) -> EngineProfile:
     """Return an engine.
@@ -223,11 +290,8 @@ def load_engine(name: str) -> EngineProfile:
     LookupError
         If there is none of this name.
     """
-    import tomllib  # needed for files alone
-
-    if name not in load_engine_texts():
-        raise unknown("engine", name, load_engine_texts())
+    values = engine_values(name)
     try:
-        return EngineProfile.model_validate(tomllib.loads(load_engine_texts()[name]))
+        return EngineProfile.model_validate(values)
     except ValidationError as error:
         raise one_line(error, f"engine {name}") from None

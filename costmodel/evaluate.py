@@ -18,6 +18,7 @@ from costmodel.query import Query, Stage, Turn
 from costmodel.stages import PASSES, Structure
 from costmodel.sums import Points, adapt_points, decode_points, decode_steps, encode_points, prefill_points
 from costmodel.units import PIXEL_BYTES
+from costmodel.workload import CODECS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,7 +184,9 @@ POINTS: Final[Mapping[Stage, Callable[..., Points]]] = {
 def preprocess_s(query: Query, hardware: HardwareProfile, turn: Turn) -> Quantity:
     """Return the time of the host for the pictures of a turn, and of the copy of their pixels to the device [s]."""
     media, cost = query.media, query.engine.preprocessing
-    decoding = media.image_pixels * cost.decode_s_per_pixel + media.frame_pixels * cost.frame_s_per_pixel
+    coded = zip(CODECS, media.coded_pixels, strict=True)
+    files = sum((cost.decode_s(codec, pixels) for codec, pixels in coded if np.any(pixels)), start=0.0)
+    decoding = files + media.frame_pixels * cost.frame_s_per_pixel
     work = (decoding + media.resized_pixels * cost.resize_s_per_pixel) * turn.visual_share
     rounds = np.ceil(query.replica_batch / cost.workers)  # requests are dealt out whole
     return work * rounds + pixel_copy_bytes(query, turn) / _pixel_bandwidth_bytes_per_s(hardware)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
 from costmodel.base import Quantity
 from costmodel.blocks import Run, Widths, Work, all_reduce, all_to_all, elementwise, gemm, weight_bytes_each
-from costmodel.layers import FfnSpec, LayerSpec, MoeSpec
+from costmodel.layers import FfnSpec, LayerSpec, MoeSpec, Norm
 from costmodel.mixers import projections
 from costmodel.operators import Kind, Operator
 from costmodel.shapes import ExpertsShape
@@ -15,14 +16,21 @@ from costmodel.traces import TracedFfnSpec
 
 MATRICES: Final = 3
 """Matrices of a gated expert."""
+NORM_NUMBERS: Final[Mapping[Norm, int]] = {"rms": 21, "layer": 5, "layer_no_bias": 5}
+"""16-bit numbers that a residual addition and a norm read and write for each of their width, as PyTorch runs them.
+
+Three for the addition; `torch.layer_norm` is one kernel; `LlamaRMSNorm` of `transformers` widens to 32 bits (3),
+squares (4), averages (2), scales (4), narrows (3) and multiplies by its gain (2).
+"""
 
 
 def dense(prefix: str, rows: Quantity, *, hidden: float, gated: bool, width: int, run: Run) -> list[Operator]:
-    """Return a dense block: up (and gate), activation, down."""
+    """Return a dense block: up (and gate), activation, down; apart, an activation is written before it gates."""
     up = hidden * (2 if gated else 1)
+    moved = up + hidden + (2 * hidden if gated and run.apart else 0.0)
     return [
         gemm(f"{prefix}.up", rows, d_in=width, d_out=up, run=run),
-        elementwise(f"{prefix}.activation", rows, numbers=up + hidden, run=run, operator="activation"),
+        elementwise(f"{prefix}.activation", rows, numbers=moved, run=run, operator="activation"),
         gemm(f"{prefix}.down", rows, d_in=hidden, d_out=width, run=run),
     ]
 
@@ -123,13 +131,12 @@ def feed_forward(prefix: str, work: Work, spec: FfnSpec, *, width: int, run: Run
 def layer(prefix: str, work: Work, spec: LayerSpec, *, run: Run, caches: bool) -> list[Operator]:
     """Return one transformer layer but for its attention: norms, projections, feed-forward, sums over devices.
 
-    Each norm is fused with the residual addition before it: two values read, two written.
+    Each norm is fused with the residual addition before it: two values read, two written. Apart, see `NORM_NUMBERS`.
     """
     width = spec.width
+    moved = (NORM_NUMBERS[spec.norm] if run.apart else 4) * width
     names = ("norm_attention", "norm_ffn", "norm_after_attention", "norm_after_ffn")[: spec.n_norms]
-    operators = [
-        elementwise(f"{prefix}.{name}", work.rows, numbers=4 * width, run=run, operator="norm") for name in names
-    ]
+    operators = [elementwise(f"{prefix}.{name}", work.rows, numbers=moved, run=run, operator="norm") for name in names]
     operators += projections(prefix, work, spec.mixer, width=width, run=run, caches=caches)
     operators += feed_forward(prefix, work, spec.ffn, width=width, run=run)
     if run.widths.tp > 1:

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias, TypeVar
 import numpy as np
 
 from costmodel.base import Array
-from costmodel.efficiency.attention import AttentionCurve
+from costmodel.efficiency.attention_curve import AttentionCurve
 from costmodel.efficiency.collective import CustomCurve, NcclCurve, custom_all_reduce_s, nccl_s, switch_reduces
 from costmodel.efficiency.common import Chip
 from costmodel.efficiency.decode import DecodeCurve

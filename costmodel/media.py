@@ -10,12 +10,16 @@ import numpy as np
 from costmodel.base import Quantity
 from costmodel.errors import Unsupported
 from costmodel.models import MediaCost, MediaRule, ModelSpec
-from costmodel.workload import Video, Workload
+from costmodel.workload import CODECS, Video, Workload
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MediaTotals:
-    """Totals over the images and videos of one request; the names are those of `MediaCost`, `item_rows` its `rows`."""
+    """Totals over the images and videos of one request.
+
+    The names are those of `MediaCost`; `item_rows` are its `rows`, `coded_pixels` the pixels of image files by codec,
+    in the order of `CODECS`.
+    """
 
     items: Quantity = 0.0
     patches: Quantity = 0.0
@@ -26,12 +30,12 @@ class MediaTotals:
     marker_tokens: Quantity = 0.0
     largest_rows: Quantity = 0.0
     resized_pixels: Quantity = 0.0
-    image_pixels: Quantity = 0.0
     frame_pixels: Quantity = 0.0
     cross_tokens: Quantity = 0.0
     block_pairs: Quantity = 0.0
     adapter_tokens: Quantity = 0.0
     item_rows: tuple[float, ...] = ()
+    coded_pixels: tuple[Quantity, ...] = (0.0,) * len(CODECS)
 
 
 def media_totals(model: ModelSpec, workload: Workload, *, executed: bool = False) -> MediaTotals:
@@ -57,17 +61,16 @@ def media_totals(model: ModelSpec, workload: Workload, *, executed: bool = False
     if executed:
         costs = [cost.executed or cost for cost in costs]
     totals = {name: float(sum(getattr(cost, name) for cost in costs)) for name in _SUMMED}
-    image_pixels, _ = workload.source_pixels
     frame_pixels = sum(v.width * v.height * n_frames(model.media, v) for v in workload.videos)
     return MediaTotals(
         items=float(len(costs)),
         largest_rows=float(max(cost.largest_rows for cost in costs)),
-        image_pixels=float(image_pixels),
         frame_pixels=float(frame_pixels),
         adapter_tokens=float(
             sum(cost.visual_tokens if cost.adapter_tokens is None else cost.adapter_tokens for cost in costs)
         ),
         item_rows=tuple(float(cost.rows) for cost in costs),
+        coded_pixels=tuple(map(float, workload.coded_pixels)),
         **totals,
     )
 
@@ -102,7 +105,7 @@ def media_costs(rule: MediaRule, workload: Workload) -> Sequence[MediaCost]:
 
 
 def _totals_of_tokens(rule: MediaRule, visual_tokens: Quantity) -> MediaTotals:
-    """Return the totals of one picture made of this many tokens.
+    """Return the totals of one picture, a JPEG, made of this many tokens.
 
     A family that attends over a whole picture pays for the square of its rows; one that tiles pays a tile at a time.
     Where pictures reach cross-attention alone, the tokens are those that it sees.
@@ -123,6 +126,6 @@ def _totals_of_tokens(rule: MediaRule, visual_tokens: Quantity) -> MediaTotals:
         block_pairs=units * unit.block_pairs,
         adapter_tokens=visual_tokens if unit.adapter_tokens is None else units * unit.adapter_tokens,
         resized_pixels=units * unit.resized_pixels,
-        image_pixels=units * unit.resized_pixels,
+        coded_pixels=tuple(units * unit.resized_pixels if codec == "jpeg" else 0.0 for codec in CODECS),
         frame_pixels=0.0 * units,
     )

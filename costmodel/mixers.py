@@ -107,8 +107,12 @@ def score_matrix(name: str, work: Work, *, heads: float, run: Run) -> Operator:
 
 
 def cache_write(name: str, rows: Quantity, *, rotated: float, cached: float, run: Run) -> Operator:
-    """Return the rotation of `rotated` numbers a row and the write of `cached` ones into the cache [bytes]."""
-    moved = (2 * rotated + cached / 2) * run.widths.state_bytes
+    """Return the rotation of `rotated` numbers a row and the write of `cached` ones into the cache [bytes].
+
+    A rotation reads and writes a number once; in PyTorch two products, a negated half, a concatenation and a sum move
+    ten (`apply_rotary_pos_emb` and `rotate_half` of `transformers`).
+    """
+    moved = ((10 if run.apart else 2) * rotated + cached / 2) * run.widths.state_bytes
     kept = cached * kv_bytes_each(run.widths.kv_bits)
     return Operator(
         name,

@@ -197,7 +197,8 @@ def grouped(parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(replace(same[0], n_layers=sum(p.n_layers for p in same)) for same in groups.values())
 
 
-def _labels(segments: Sequence[Segment], stage: str) -> list[str]:
+def labels(segments: Sequence[Segment], stage: str) -> list[str]:
+    """Return what the operators of each segment are called."""
     if len(segments) == 1:
         return [stage]
     names = [f"{segment.layer.mixer.label}{i}" for i, segment in enumerate(segments)]
@@ -213,16 +214,17 @@ def encode(structure: Structure, sums: Sums) -> list[Operator]:
     operators = [gemm("encode.patch_embedding", sums.rows, d_in=vision.patch_width, d_out=vision.width, run=once)]
     if vision.positions:
         operators.append(elementwise("encode.positions", sums.rows, numbers=3 * vision.width, run=once))
-    labels = _labels(structure.encoder, "encode")
-    for label, segment, work in zip(labels, structure.encoder, sums.works, strict=True):
-        operators += _layers(label, segment, work, Kind.ENCODER_ATTENTION, widths=widths, execution=FUSED)
+    execution = replace(FUSED, apart=structure.execution.apart)
+    named = zip(labels(structure.encoder, "encode"), structure.encoder, sums.works, strict=True)
+    for label, segment, work in named:
+        operators += _layers(label, segment, work, Kind.ENCODER_ATTENTION, widths=widths, execution=execution)
     return operators
 
 
 def _layers(
     label: str, segment: Segment, work: Work, kind: Kind, *, widths: Widths, execution: Execution
 ) -> list[Operator]:
-    run, spec = Run(work.passes, widths, segment.n_layers), segment.layer
+    run, spec = Run(work.passes, widths, segment.n_layers, execution.apart), segment.layer
     eager = segment.implementation == "eager"
     operators = layer(label, work, spec, run=run, caches=kind != Kind.ENCODER_ATTENTION)
     if isinstance(spec.mixer, CrossAttentionSpec):
@@ -241,16 +243,16 @@ def adapt(structure: Structure, sums: Sums) -> list[Operator]:
 
 def prefill(structure: Structure, sums: Sums) -> list[Operator]:
     """List the operators of prefill: embedding, layers, head at the last position of each sequence."""
-    operators = _ends(structure, sums, "prefill")
-    labels, kind, widths = _labels(structure.decoder, "prefill"), Kind.PREFILL_ATTENTION, structure.linear_widths
-    for label, segment, work in zip(labels, structure.decoder, sums.works, strict=True):
+    operators = ends(structure, sums, "prefill")
+    kind, widths = Kind.PREFILL_ATTENTION, structure.linear_widths
+    for label, segment, work in zip(labels(structure.decoder, "prefill"), structure.decoder, sums.works, strict=True):
         operators += _layers(label, segment, work, kind, widths=widths, execution=structure.execution)
     return operators
 
 
 def decode(structure: Structure, sums: Sums) -> list[Operator]:
     """List the operators of one decode step: every layer on one row a sequence, attention by cache entry."""
-    operators = _ends(structure, sums, "decode")
+    operators = ends(structure, sums, "decode")
     widths = structure.linear_widths
     n_layers: dict[LayerSpec, int] = {}
     for segment in structure.decoder:
@@ -258,20 +260,26 @@ def decode(structure: Structure, sums: Sums) -> list[Operator]:
     rows = Work(sums.passes, sums.rows, 0.0 * sums.rows, 0.0 * sums.rows, sums.touched)
     for i, (spec, repeats) in enumerate(n_layers.items()):
         label = "decode" if len(n_layers) == 1 else f"decode.run{i}"
-        operators += layer(label, rows, spec, run=Run(sums.passes, widths, repeats), caches=True)
-    for i, (entry, work) in enumerate(zip(structure.kv, sums.works, strict=True)):
-        label = "decode" if len(structure.kv) == 1 else f"decode.cache{i}"
-        run = Run(sums.passes, replace(widths, kv_bits=entry.bits), entry.n_layers)
-        execution = structure.execution
+        run = Run(sums.passes, widths, repeats, structure.execution.apart)
+        operators += layer(label, rows, spec, run=run, caches=True)
+    return operators + cached_reads(structure, sums.works, "decode")
+
+
+def cached_reads(structure: Structure, works: Sequence[Work], stage: str) -> list[Operator]:
+    """List the attention of decoding sequences, by cache entry."""
+    operators, widths, execution = [], structure.linear_widths, structure.execution
+    for i, (entry, work) in enumerate(zip(structure.kv, works, strict=True)):
+        label = stage if len(structure.kv) == 1 else f"{stage}.cache{i}"
+        run = Run(work.passes, replace(widths, kv_bits=entry.bits), entry.n_layers)
         if entry.placement != "gpu":
             key_bytes = cached_width_on_device(entry.mixer, widths.tp) * kv_bytes_each(entry.bits)
             fetched = work.keys * key_bytes
-            operators.append(host_copy(f"{label}.fetch", fetched, messages=sums.passes, repeats=entry.n_layers))
+            operators.append(host_copy(f"{label}.fetch", fetched, messages=work.passes, repeats=entry.n_layers))
         operators += attend(label, work, entry.mixer, kind=Kind.DECODE_ATTENTION, run=run, execution=execution)
     return operators
 
 
-def _ends(structure: Structure, sums: Sums, stage: str) -> list[Operator]:
+def ends(structure: Structure, sums: Sums, stage: str) -> list[Operator]:
     """List embedding, last norm, head and sampling."""
     decoder, widths = structure.model.decoder, structure.head_widths
     run, head = Run(sums.passes, widths), Run(sums.head_passes, widths)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from costmodel.base import Quantity
-from costmodel.errors import first_line
+from costmodel.errors import first_line, unknown
 
 MAX_SIDE = 100_000
 """Longest side accepted [pixels]; more is a slip of the keyboard."""
@@ -16,6 +18,17 @@ MAX_COUNT = 1e9
 """Most tokens or frames accepted."""
 ORIENTATION = 0x0112  # Exif tag; values from 5 on lie on their side (Exif 2.32, section 4.6.4)
 FIRST_SIDEWAYS = 5
+CODECS: Final = ("jpeg", "png", "webp", "raw", "other")
+"""How an image file is coded; raw needs no decoding, and of other formats no engine knows the time."""
+CODEC_OF: Final[Mapping[str, str]] = {
+    "JPEG": "jpeg",
+    "MPO": "jpeg",  # several JPEG pictures in one file, of which the first is shown
+    "PNG": "png",
+    "WEBP": "webp",
+    "BMP": "raw",
+    "PPM": "raw",
+}
+"""Codecs by what Pillow calls the format of a file."""
 
 
 def _check_side(owner: str, **sides: int) -> None:
@@ -26,14 +39,17 @@ def _check_side(owner: str, **sides: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image by its size [pixels]."""
+    """An image by its size [pixels], and how its file is coded: one of `CODECS`."""
 
     width: int
     height: int
+    codec: str = "jpeg"
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no image has."""
+        """Refuse sizes that no image has, and codecs that nobody knows."""
         _check_side("Image", width=self.width, height=self.height)
+        if self.codec not in CODECS:
+            raise unknown("image codec", self.codec, CODECS)
 
     @property
     def pixels(self) -> int:
@@ -42,7 +58,7 @@ class Image:
 
     @staticmethod
     def open(path: str | Path) -> Image:
-        """Read the size of an image file as it is shown, its Exif orientation applied.
+        """Read the codec of an image file, and its size as it is shown, its Exif orientation applied.
 
         Raises
         ------
@@ -57,12 +73,13 @@ class Image:
         try:
             with Picture.open(path) as picture:
                 width, height = picture.size
+                codec = CODEC_OF.get(picture.format or "", "other")
                 sideways = picture.getexif().get(ORIENTATION, 1) >= FIRST_SIDEWAYS
         except FileNotFoundError:
             raise FileNotFoundError(f"no image file {str(path)!r}; give a path, or a size such as 1920x1080") from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as error:
             raise ValueError(f"{str(path)!r} is no image that can be read: {first_line(error)}") from None
-        return Image(height, width) if sideways else Image(width, height)
+        return Image(height, width, codec) if sideways else Image(width, height, codec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +196,6 @@ class Workload:
         return bool(self.images or self.videos or self.visual_tokens is not None)
 
     @property
-    def source_pixels(self) -> tuple[int, int]:
-        """Pixels of the image files, and pixels of one frame of every video."""
-        return sum(i.pixels for i in self.images), sum(v.width * v.height for v in self.videos)
+    def coded_pixels(self) -> tuple[int, ...]:
+        """Pixels of the image files, by codec in the order of `CODECS`."""
+        return tuple(sum(image.pixels for image in self.images if image.codec == codec) for codec in CODECS)

@@ -16,8 +16,8 @@ from runtime.measurement import SIZES, Measurement, is_count
 
 STAGES: Final = {"preprocess": "preprocess", "encode": "encode", "adapt": "adapt", "prefill": "prefill"}
 DECODE: Final = "decode_step"
-PARTS: Final = {"decode": "decode_s_per_pixel", "resize_normalise_patch": "resize_s_per_pixel"}
-"""Parts of preprocessing that an engine states a rate of, by pixels."""
+RESIZE: Final = "resize_normalise_patch"
+"""The part of preprocessing that makes pixel values of a decoded picture."""
 DEGREES: Final = ("tp", "pp", "dp", "ep")
 WIDTHS: Final = ("weight_bits", "activation_bits", "kv_bits")
 PAIR: Final = 2
@@ -40,10 +40,14 @@ def part_s(line: Measurement, engine: EngineProfile) -> StageTime:
         If the engine states no rate of it.
     """
     part, rates = str(line.shape["part"]), engine.preprocessing
-    if part not in PARTS or not getattr(rates, PARTS[part]):
-        raise Unsupported(f"engine {engine.name} states no rate of preprocessing part {part!r}")
+    codec = str(line.shape.get("codec", "jpeg"))
+    known_s = {RESIZE: rates.resize_s_per_pixel, "decode": rates.decode_s_per_pixel.get(codec)}
+    each_s = known_s.get(part)
+    if not each_s:
+        what = f"part {part!r}" + (f" of codec {codec!r}" if part == "decode" else "")
+        raise Unsupported(f"engine {engine.name} states no rate of preprocessing {what}")
     pixels = line.number("pixels") if "pixels" in line.shape else line.number("width") * line.number("height")
-    time_s = pixels * getattr(rates, PARTS[part])
+    time_s = pixels * each_s
     known = rates.low is not None and rates.high is not None
     return StageTime(time_s, (time_s * (1 + rates.low), time_s * (1 + rates.high)) if known else None)  # type: ignore[operator]
 

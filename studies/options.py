@@ -42,7 +42,7 @@ class Prompt:
     Parameters
     ----------
     image : tuple of str
-        An image: its size, such as 1920x1080, or a path. Repeat for several.
+        An image: its size, such as 1920x1080 or 1920x1080:png, or a path. Repeat for several.
     video : tuple of str
         A video: size, length and rate, such as 1280x720:5s@24fps, or a path. Repeat for several.
     frames : int

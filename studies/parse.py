@@ -16,18 +16,21 @@ CLIP: Final = re.compile(rf"({NUMBER})s@({NUMBER})fps", re.IGNORECASE)
 
 
 def image(text: str) -> Image:
-    """Return an image from `WIDTHxHEIGHT`, or the one at this path.
+    """Return an image from `WIDTHxHEIGHT` or `WIDTHxHEIGHT:CODEC`, or the one at this path.
 
     Examples
     --------
     >>> image("1920x1080")
-    Image(width=1920, height=1080)
+    Image(width=1920, height=1080, codec='jpeg')
+    >>> image("1920x1080:png")
+    Image(width=1920, height=1080, codec='png')
     """
-    size = SIZE.fullmatch(text.strip())
+    head, colon, codec = text.strip().partition(":")
+    size = SIZE.fullmatch(head)
     if size is None:
         return Image.open(text)
     width, height = _sides(size, f"image {text!r} must read WIDTHxHEIGHT in whole pixels, such as 1920x1080")
-    return Image(width, height)
+    return Image(width, height, codec.strip().lower()) if colon else Image(width, height)
 
 
 def video(text: str) -> Video:

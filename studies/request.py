@@ -67,7 +67,7 @@ class Request:
         videos = zip(workload.videos, prompt.video, strict=True)
         return {
             "model": {"name": self.model.name, "family": self.model.family, "source": self.model.source},
-            "images": [{"source": text, "width": i.width, "height": i.height} for i, text in images],
+            "images": [{"source": text, "width": i.width, "height": i.height, "codec": i.codec} for i, text in images],
             "videos": [
                 {
                     "source": text,
@@ -173,7 +173,7 @@ def pictures(request: Request) -> str:
     workload, rule = request.workload, request.model.media
     sizes: dict[str, int] = {}
     for image in workload.images:
-        name = f"image {image.width}x{image.height}"
+        name = f"image {image.width}x{image.height}" + (f" ({image.codec})" if image.codec != "jpeg" else "")
         sizes[name] = sizes.get(name, 0) + 1
     for video in workload.videos:
         frames = f", {n_frames(rule, video)} frames" if rule else ""

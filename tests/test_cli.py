@@ -187,7 +187,7 @@ def test_tokens_json(lvlm):
     values = lvlm(*COMMANDS["tokens"], "--json").json
     assert_shape(values, TOKENS)
     assert values["prompt"] == values["visual"] + values["markers"] + values["text"]
-    assert values["inputs"]["images"][0] == {"source": "1920x1080", "width": 1920, "height": 1080}
+    assert values["inputs"]["images"][0] == {"source": "1920x1080", "width": 1920, "height": 1080, "codec": "jpeg"}
     assert values["inputs"]["videos"][0]["frames"] == 10
 
 
@@ -297,7 +297,7 @@ def test_an_image_file_counts_as_its_size(lvlm, tmp_path):
     from_file = lvlm("tokens", MODEL, "--image", photo, "--json").json
     from_size = lvlm("tokens", MODEL, "--image", "640×480", "--json").json
     assert {key: from_file[key] for key in TOKENS} == {key: from_size[key] for key in TOKENS}
-    assert from_file["inputs"]["images"] == [{"source": str(photo), "width": 640, "height": 480}]
+    assert from_file["inputs"]["images"] == [{"source": str(photo), "width": 640, "height": 480, "codec": "png"}]
 
 
 def test_a_folder_with_a_config_is_a_model(lvlm, tmp_path):

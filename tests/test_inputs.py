@@ -51,10 +51,18 @@ def picture(path, size=(64, 48), **settings_):
     return path
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff"])
-def test_an_image_file_has_its_size(tmp_path, suffix):
+CODEC_OF_SUFFIX = {"png": "png", "jpg": "jpeg", "webp": "webp", "gif": "other", "bmp": "raw", "tiff": "other"}
+
+
+@pytest.mark.parametrize(("suffix", "codec"), CODEC_OF_SUFFIX.items())
+def test_an_image_file_has_its_size_and_codec(tmp_path, suffix, codec):
     path = picture(tmp_path / f"photo.{suffix}")
-    assert Image.open(path) == Image.open(str(path)) == Image(64, 48)
+    assert Image.open(path) == Image.open(str(path)) == Image(64, 48, codec)
+
+
+def test_a_codec_that_nobody_knows_is_named():
+    with pytest.raises(LookupError, match="unknown image codec 'jpge'; did you mean 'jpeg'"):
+        Image(64, 48, "jpge")
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(1, (64, 48)), (3, (64, 48)), (6, (48, 64)), (8, (48, 64))])
@@ -69,7 +77,7 @@ def test_an_image_file_is_seen_as_it_is_shown(tmp_path, orientation, size):
 def test_every_kind_of_pixel_has_a_size(tmp_path, mode):
     path = tmp_path / "picture.tiff"
     Picture.new(mode, (31, 17)).save(path)
-    assert Image.open(path) == Image(31, 17)
+    assert Image.open(path) == Image(31, 17, "other")
 
 
 def test_broken_image_files_are_refused(tmp_path):

@@ -56,7 +56,7 @@ def test_every_kind_comes_back_as_it_was_written(tmp_path):
 
 def test_stored_lines_keep_their_numbers(tmp_path):
     stored = read_measurements(STORED)
-    assert len(stored) == 10
+    assert len(stored) == 40
     write_measurements(tmp_path / "again.jsonl", stored)
     again = [json.loads(x) for x in (tmp_path / "again.jsonl").read_text().splitlines()]
     assert again == [json.loads(x) for x in STORED.read_text().splitlines()]

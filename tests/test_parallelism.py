@@ -165,10 +165,12 @@ def test_a_pipeline_sends_hidden_states_from_stage_to_stage(pp, tp):
 @pytest.mark.parametrize("engine", OPERATORS)
 def test_a_pipeline_does_not_shorten_one_pass(name, engine):
     one, piped = (at(name, images((900, 600)), engine=engine, pp=pp, encoder_tp=1) for pp in (1, 4))
-    assert piped.stages["prefill"].time_s > one.stages["prefill"].time_s
-    assert piped.tpot_s > one.tpot_s
+    for stage in ("prefill", "decode"):  # what a slow host hides, the links between stages do not lengthen
+        hidden = stage in load_engine(engine).layer_host_s
+        longer = piped.stages[stage].time_s - one.stages[stage].time_s
+        assert longer > 0 or (hidden and longer == 0)
     assert piped.stages["encode"].time_s == one.stages["encode"].time_s
-    assert piped.throughput_tokens_per_s < one.throughput_tokens_per_s
+    assert piped.throughput_tokens_per_s <= one.throughput_tokens_per_s
     assert piped.max_batch > one.max_batch  # what a pipeline is for
 
 

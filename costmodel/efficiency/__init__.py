@@ -3,7 +3,8 @@
 Every curve is a pure function of a shape, a device (`Chip`) and a frozen set of parameters, and never falls with work.
 """
 
-from costmodel.efficiency.attention import AttentionCurve, Tiling, attention_s
+from costmodel.efficiency.attention import attention_s
+from costmodel.efficiency.attention_curve import AttentionCurve, Tiling
 from costmodel.efficiency.collective import CustomCurve, NcclCurve, custom_all_reduce_s, nccl_s
 from costmodel.efficiency.common import Chip, Curve
 from costmodel.efficiency.decode import DecodeCurve, decode_attention_s

@@ -5,23 +5,15 @@ Thread blocks own a tile of queries of one head and walk over the keys that it r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from costmodel.base import Array, Quantity
-from costmodel.efficiency.common import (
-    AboveOne,
-    Chip,
-    Curve,
-    NotNegative,
-    Positive,
-    Share,
-    cold_share,
-    droop,
-    soft_max,
-)
+from costmodel.efficiency.attention_curve import AttentionCurve, Tiling
+from costmodel.efficiency.common import Chip, Scalars, cold_share, droop, soft_max
 
 KEY_TILE: Final = 64
 BYTES: Final = 2.0
@@ -29,76 +21,6 @@ BYTES: Final = 2.0
 WARM_SHARE: Final = 0.5
 """Share of the usable L2 within which a benchmark's inputs stay."""
 WARM_SHARPNESS: Final = 4.0
-ANCHORS: Final = (64.0, 128.0, 256.0)
-
-
-class Tiling(NamedTuple):
-    """How a kernel cuts attention.
-
-    Parameters
-    ----------
-    query_tiles : tuple of int
-        Rows of queries a thread block may own; the best is taken.
-    packed : bool
-        Whether the query heads that share keys fill one tile together.
-    pad : int
-        What head_dim is rounded up to.
-    """
-
-    query_tiles: tuple[int, ...] = (64, 128)
-    packed: bool = False
-    pad: int = 16
-
-
-class AttentionCurve(Curve):
-    """How attention over whole sequences uses a device.
-
-    Parameters
-    ----------
-    start_cycles : float
-        Start of the kernel and of what the library runs around it.
-    compute_64_fraction, compute_128_fraction, compute_256_fraction : float
-        Matrix rate of long sequences at these head_dims, as a share of the peak.
-    droop_fraction : float
-        Slow-down of a kernel much longer than 2 ms.
-    wave_quantisation : float
-        Share of whole rounds of thread blocks.
-    balance_flops_per_byte : float
-        16-bit peak over the rate at which the L2 feeds the cores.
-    bandwidth_fraction : float
-        Reached share of the memory bandwidth; above one where the benchmark's inputs stay in the L2.
-    norm : float
-        How sharply the roofs meet.
-    serial_passes : float
-        Passes over queries, keys, values and outputs before or after the kernel.
-    block_cycles : float
-        Start and end of one thread block.
-    """
-
-    start_cycles: NotNegative = 15000.0
-    compute_64_fraction: Positive = 0.53
-    compute_128_fraction: Positive = 0.66
-    compute_256_fraction: Positive = 0.68
-    droop_fraction: NotNegative = 0.06
-    wave_quantisation: Share = 0.7
-    balance_flops_per_byte: NotNegative = 70.0
-    bandwidth_fraction: Positive = 0.9
-    norm: AboveOne = 2.5
-    serial_passes: NotNegative = 0.8
-    block_cycles: NotNegative = 1200.0
-
-    def cycles_a_value(self, head_dim: Quantity, pad: int) -> Quantity:
-        """Return padded head_dim over the reached share of the peak: the work of one query-key pair.
-
-        Between the anchors it is interpolated in logarithms; it never falls with head_dim, as work does not.
-        """
-        wide = np.ceil(np.asarray(head_dim) / pad) * pad
-        shares = (self.compute_64_fraction, self.compute_128_fraction, self.compute_256_fraction)
-        costs = np.log(np.maximum.accumulate([d / share for d, share in zip(ANCHORS, shares, strict=True)]))
-        inside = np.exp(np.interp(np.log(wide), np.log(ANCHORS), costs))
-        outside = np.where(wide < ANCHORS[0], wide / ANCHORS[0], np.maximum(wide / ANCHORS[-1], 1.0))
-        result: Quantity = inside * outside
-        return result
 
 
 def attention_s(
@@ -170,14 +92,19 @@ class Chunks:
         A causal query sees all keys before its sequence's new ones and half of those; with n new tokens behind p old
         ones, pairs are n (p + (n + 1) / 2) and keys p + n a sequence. Others see all keys.
         """
-        rows = np.maximum(rows, 1.0)
-        reach = np.maximum(pairs / rows, 1.0)
-        if not causal:
-            new = np.minimum(rows * reach / np.maximum(keys, reach), rows)
-            return Chunks(new, rows / new, reach)
-        ratio = np.maximum(keys / rows, 1.0)
-        new = np.minimum(np.maximum((reach - 0.5) / (ratio - 0.5), 1.0), rows)
-        return Chunks(new, rows / new, ratio * new)
+        return Chunks(*equal_sequences(rows, pairs, keys, causal=causal, xp=np))
+
+
+def equal_sequences(rows: Any, pairs: Any, keys: Any, *, causal: bool, xp: Any) -> tuple[Any, Any, Any]:  # noqa: ANN401
+    """Return queries, number and keys of the equal sequences of `Chunks.of`; numbers or arrays alike."""
+    rows = xp.maximum(rows, 1.0)
+    reach = xp.maximum(pairs / rows, 1.0)
+    if not causal:
+        new = xp.minimum(rows * reach / xp.maximum(keys, reach), rows)
+        return new, rows / new, reach
+    ratio = xp.maximum(keys / rows, 1.0)
+    new = xp.minimum(xp.maximum((reach - 0.5) / (ratio - 0.5), 1.0), rows)
+    return new, rows / new, ratio * new
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -278,33 +205,73 @@ class AttentionKernel:
         .. [1] T. Dao, "FlashAttention-2", ICLR 2024, section 3: tiles of queries, partition over thread blocks.
         """
         s, b, seen = chunks.queries[..., None], chunks.sequences[..., None], chunks.keys[..., None]
-        q = self.curve.wave_quantisation
-        tiles = np.ceil(s / self.reach)
-        blocks = b * self.owners * tiles
-        longest = np.ceil(seen / KEY_TILE)
-        walked = _walked(s, tiles, self.reach, seen, longest) if self.causal else longest
-        rounds = blocks / self.core_count
-        whole = np.ceil(rounds)
-        steps = (1 - q) * np.maximum(rounds * walked, longest) + q * np.maximum(whole * walked, longest)
-        compute = droop(steps * self.compute_s, self.curve.droop_fraction)
+        tiles = Tiles(self.reach, self.owners, self.compute_s, self.stream_s)
         traffic = b * (s * self.query_bytes + seen * self.sequence_key_bytes)
-        fed = np.maximum(
-            cold_share(traffic, self.resident_bytes, WARM_SHARPNESS) * self.memory_s_per_byte, self.feed_s_per_byte
-        )
-        starts = ((1 - q) * np.maximum(rounds, 1.0) + q * whole) * self.block_s
-        best = (soft_max(self.curve.norm, compute, steps * self.stream_s, traffic * fed) + starts).min(axis=-1)
-        total_s: Array = self.start_s + best + traffic[..., 0] * (self.curve.serial_passes * self.memory_s_per_byte)
+        best = self._tiles_s(tiles, s, b, seen, traffic=traffic, xp=np).min(axis=-1)
+        total_s: Array = self.start_s + best + traffic[..., 0] * self._serial_s_per_byte
         return total_s
 
+    def alone(self, i: int) -> tuple[Tiles, ...]:
+        """Return the tiles of one of the shapes as single numbers, for `single_s`; shapes are along the first axis."""
+        n_tiles = len(self.tile)
+        columns = (self.reach, self.owners, self.compute_s, self.stream_s)
+        rows = [np.broadcast_to(column[i, 0] if column.ndim > 1 else column, n_tiles) for column in columns]
+        return tuple(Tiles(*(float(row[j]) for row in rows)) for j in range(n_tiles))
 
-def _walked(length: Array, tiles: Array, reach: Array, seen: Array, all_keys: Array) -> Array:
+    def single_s(self, tiles: Sequence[Tiles], i: int, rows: float, pairs: float, keys: float) -> float:
+        """Return `time_s` of one shape and of sequences by their sums, without arrays [s].
+
+        Parameters
+        ----------
+        tiles : sequence of Tiles
+            Of the shape; see `alone`.
+        i : int
+            Which shape.
+        rows, pairs, keys : float
+            As for `Chunks.of`.
+        """
+        s, b, seen = equal_sequences(rows, pairs, keys, causal=self.causal, xp=Scalars)
+        traffic = b * (s * float(self.query_bytes[i, 0, 0]) + seen * float(self.sequence_key_bytes[i, 0, 0]))
+        best = min(self._tiles_s(tile, s, b, seen, traffic=traffic, xp=Scalars) for tile in tiles)
+        total_s: float = self.start_s + best + traffic * self._serial_s_per_byte
+        return total_s
+
+    @property
+    def _serial_s_per_byte(self) -> float:
+        return self.curve.serial_passes * self.memory_s_per_byte
+
+    def _tiles_s(self, tiles: Tiles, s: Any, b: Any, seen: Any, *, traffic: Any, xp: Any) -> Any:  # noqa: ANN401
+        """Return the time under each tile, without start and serial passes; numbers or arrays alike [s]."""
+        q = self.curve.wave_quantisation
+        count = xp.ceil(s / tiles.reach)
+        longest = xp.ceil(seen / KEY_TILE)
+        walked = _walked(s, count, tiles.reach, seen, all_keys=longest, xp=xp) if self.causal else longest
+        rounds = b * tiles.owners * count / self.core_count
+        whole = xp.ceil(rounds)
+        steps = (1 - q) * xp.maximum(rounds * walked, longest) + q * xp.maximum(whole * walked, longest)
+        compute = droop(steps * tiles.compute_s, self.curve.droop_fraction)
+        cold = cold_share(traffic, self.resident_bytes, WARM_SHARPNESS) if self.resident_bytes else 1.0
+        memory = traffic * xp.maximum(cold * self.memory_s_per_byte, self.feed_s_per_byte)
+        starts = ((1 - q) * xp.maximum(rounds, 1.0) + q * whole) * self.block_s
+        return soft_max(self.curve.norm, compute, steps * tiles.stream_s, memory, xp=xp) + starts
+
+
+class Tiles(NamedTuple):
+    """What a tile of queries fixes; numbers or arrays, see `AttentionKernel`."""
+
+    reach: Any
+    owners: Any
+    compute_s: Any
+    stream_s: Any
+
+
+def _walked(length: Any, tiles: Any, reach: Any, seen: Any, *, all_keys: Any, xp: Any) -> Any:  # noqa: ANN401
     """Return the mean number of key tiles that a thread block walks over under a causal mask, in closed form.
 
     Tile number i of a head reaches the keys before the sequence's new ones and `i * reach` of those, the last tile all;
     the sum of their rounded-up key tiles over a period is that of the keys, plus half of what rounding adds.
     """
     pitch = reach / KEY_TILE
-    rounding = (1 - np.minimum(pitch, 1.0)) / 2
-    total = (tiles - 1) * (pitch / 2 * tiles + rounding) + np.ceil(length / KEY_TILE)
-    result: Array = np.minimum(np.maximum(total / tiles + (seen - length) / KEY_TILE, 1.0), all_keys)
-    return result
+    rounding = (1 - xp.minimum(pitch, 1.0)) / 2
+    total = (tiles - 1) * (pitch / 2 * tiles + rounding) + xp.ceil(length / KEY_TILE)
+    return xp.minimum(xp.maximum(total / tiles + (seen - length) / KEY_TILE, 1.0), all_keys)

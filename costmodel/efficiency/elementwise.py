@@ -60,4 +60,6 @@ def elementwise_s(traffic_bytes: Quantity, *, chip: Chip, curve: ElementwiseCurv
     memory = traffic * cold / (curve.bandwidth_fraction * chip.bandwidth_bytes_per_s)
     cache = traffic / (curve.cache_fraction * chip.bandwidth_bytes_per_s)
     cores = traffic / (curve.core_bytes_per_cycle * chip.core_count * chip.clock_hz)
-    return soft_max(curve.norm, curve.start_cycles / chip.clock_hz, np.maximum(np.maximum(memory, cache), cores))
+    moved = np.maximum(np.maximum(memory, cache), cores)
+    total_s: Array = soft_max(curve.norm, np.asarray(curve.start_cycles / chip.clock_hz), moved)
+    return total_s

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from costmodel.base import Frozen, FrozenMap
-from costmodel.efficiency.attention import AttentionCurve, Tiling
+from costmodel.efficiency.attention_curve import AttentionCurve, Tiling
 from costmodel.efficiency.collective import CustomCurve, NcclCurve
 from costmodel.efficiency.common import Curve
 from costmodel.efficiency.decode import DecodeCurve

@@ -184,6 +184,8 @@ class PhaseTimes(Frozen):
         Devices, request, requests together, and runs that the medians are of.
     prompt_ms, token_ms, e2e_ms : float
         Times of the prompt phase, of a step, and of the request [ms].
+    calibration : bool
+        Whether the engine's host times were derived from it, so that it is not scored.
     """
 
     model: str
@@ -196,6 +198,7 @@ class PhaseTimes(Frozen):
     prompt_ms: Annotated[float, Field(gt=0)]
     token_ms: Annotated[float, Field(gt=0)]
     e2e_ms: Annotated[float, Field(gt=0)]
+    calibration: bool
 
 
 @functools.cache
