@@ -306,9 +306,10 @@ class Batch:
             self.ended_decoding = len(ended)
             for request in ended:
                 self.leave(request, decode.leave(request)[0])
-        for request, (start, tokens) in zip(self.owners, self.chunks, strict=True):
-            if request in self.encoder.held:
-                self.encoder.computed(request, start + tokens)
+        if self.encoder.held:
+            for request, (start, tokens) in zip(self.owners, self.chunks, strict=True):
+                if request in self.encoder.held:
+                    self.encoder.computed(request, start + tokens)
         for request in self.finishing:
             self._begin(request, ended)
         for request, context, left in self.paused:

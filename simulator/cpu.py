@@ -5,10 +5,37 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from heapq import heappop, heappush
 
 from simpy.events import Event
 
 from simulator.clock import FIRST, Clock
+
+
+def ahead(
+    arrival_s: Sequence[float], tasks_s: Sequence[Sequence[float]], servers: int
+) -> tuple[list[float], list[int]]:
+    """Return when each job is done at servers with one queue, and the jobs in order of that; what `Station` does.
+
+    Parameters
+    ----------
+    arrival_s : sequence of float
+        In order [s].
+    tasks_s : sequence of sequence of float
+        The tasks of each job; one without any is done as it comes [s].
+    servers : int
+        Servers.
+    """
+    free = [0.0] * servers
+    done: list[float] = []
+    for time_s, tasks in zip(arrival_s, tasks_s, strict=True):
+        last = time_s
+        for task_s in tasks:
+            end = max(heappop(free), time_s) + task_s
+            heappush(free, end)
+            last = max(last, end)
+        done.append(last)
+    return done, sorted(range(len(done)), key=done.__getitem__)
 
 
 class Station:

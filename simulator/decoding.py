@@ -145,7 +145,10 @@ class DecodeSet:
         if self.plain:
             return (self.contexts,)
         pairs = zip(self.rules, self.capped, strict=True)
-        return tuple(rule.share * (self.contexts if window is None else window.total) for rule, window in pairs)
+        size, contexts = self.size, self.contexts
+        return tuple(
+            rule.fixed * size + rule.share * (contexts if window is None else window.total) for rule, window in pairs
+        )
 
     def growth(self) -> tuple[float, ...]:
         """Return how many more keys each further step reads, by rule."""

@@ -14,7 +14,7 @@ from costmodel.units import PIXEL_BYTES
 from simulator.batch import Limits
 from simulator.batching import batch_policy
 from simulator.clock import FIRST, Clock
-from simulator.cpu import Station
+from simulator.cpu import Station, ahead
 from simulator.request import Requests, RequestView, State
 from simulator.resolve import Resolved, resolve
 from simulator.routing import router
@@ -24,7 +24,7 @@ from simulator.steplog import pooled
 from simulator.tape import Tape
 from simulator.topology import Pool
 from simulator.trace import Trace
-from simulator.worker import Worker
+from simulator.worker import Inbox, Worker
 
 CHANNELS = 3
 """Values of a pixel."""
@@ -103,7 +103,10 @@ def limits_of(pool: Pool, policies: Policies, service: Service, largest_item: in
 
 
 class Simulation:
-    """One run: arrivals, preprocessing and workers on one clock."""
+    """One run: arrivals, preprocessing and workers on one clock.
+
+    Where no arrival depends on an answer, what happens before the workers is known beforehand and needs no events.
+    """
 
     def __init__(
         self,
@@ -122,81 +125,94 @@ class Simulation:
         self.limits = limits_of(pool, plan.policies, service, max(self.resolved.item_embeds, default=0))
         self.tape = Tape(requests)
         self.router = router(plan.policies.router)
-        self.station = Station(
-            self.clock, pool.preprocess_workers or service.preprocess_workers, self._preprocessed
-        )
+        self.station = Station(self.clock, pool.preprocess_workers or service.preprocess_workers, self._enqueue)
         self.processed = ProcessorCache(pool.processor_cache_bytes)
+        self.n_ended = 0
+        self.next_closed = min(requests.concurrency, len(requests))
+        self.followers = _followers(requests)
+        self.is_open = not requests.concurrency and not self.followers
+        ready = self._ready_ahead() if self.is_open else ([], [])
+        alone = pool.workers == 1
         policy = batch_policy(plan.policies.batch)
+        context = (self.resolved, service, policy, self.limits, self.tape, self._ended)
         self.workers = [
-            Worker(
-                self.clock, i, self.resolved, service, policy, self.limits, self.tape, self._ended, leaps=leaps
-            )
+            Worker(self.clock, i, *context, leaps=leaps, inbox=Inbox(*ready) if alone else None)
             for i in range(pool.workers)
         ]
-        self.n_ended = 0
-        self._most_tokens = self.limits.kv_blocks * self.limits.block_tokens
-        self._max_output = requests.max_output_tokens.tolist()
-        self._preprocess_s = self.resolved.preprocess_s.tolist()
-        self._has_followers = bool((requests.after >= 0).any())
-        self._followers = _followers(requests) if self._has_followers else {}
-        self._arrivals = _arrivals(requests)
-        self._next_closed = min(requests.concurrency, len(requests))
-        self._position = 0
+        self._feed = iter(()) if alone else iter(list(zip(*ready, strict=True)))
 
     def run(self) -> None:
         """Let everything happen."""
-        if self.requests.concurrency:
-            for request in range(self._next_closed):
-                self._expect(request, float(self.requests.arrival_s[request]))
-        elif self._arrivals[0]:
-            self.clock.at(self._arrivals[1][0], self._arrive_next, FIRST)
+        requests = self.requests
+        if self.is_open:
+            self._feed_next()
+        else:
+            first = range(self.next_closed) if requests.concurrency else np.flatnonzero(requests.after < 0).tolist()
+            for request in first:
+                self._expect(request, float(requests.arrival_s[request]))
         self.clock.run()
 
-    # Arrivals
+    # Arrivals that are known
 
-    def _arrive_next(self, event: Event) -> None:
-        """Let the next request of the open traffic arrive, and those of the same moment."""
-        del event
-        order, times = self._arrivals
-        now, position, n = self.clock.now, self._position, len(order)
-        while position < n and times[position] == now:
-            self._arrive(order[position])
-            position += 1
-        self._position = position
-        if position < n:
-            self.clock.at(times[position], self._arrive_next, FIRST)
+    def _ready_ahead(self) -> tuple[list[int], list[float]]:
+        """Return all requests in the order in which they reach the workers, and when [s]."""
+        requests, tape = self.requests, self.tape
+        tape.times["arrival_s"][:] = requests.arrival_s
+        tokens = np.array(self.resolved.prompt_tokens, dtype=np.int64) + requests.max_output_tokens
+        fits = tokens <= self.limits.kv_blocks * self.limits.block_tokens
+        for request in np.flatnonzero(~fits).tolist():
+            tape.move(request, State.REJECTED)
+            self.n_ended += 1
+        order, times = np.flatnonzero(fits).tolist(), (requests.arrival_s[fits] + self.service.request_s).tolist()
+        if not self.resolved.preprocess_s.any():
+            return order, times
+        tasks = [self._tasks(request) for request in order]
+        self.station.busy_s = sum(map(sum, tasks))
+        done, rank = ahead(times, tasks, self.station.servers)
+        return [order[i] for i in rank], [done[i] for i in rank]
+
+    def _feed_next(self) -> None:
+        """Wait for the next known request of several workers."""
+        following = next(self._feed, None)
+        if following is not None:
+            self.clock.at(following[1], lambda _: self._fed(following[0]), FIRST)
+
+    def _fed(self, request: int) -> None:
+        self._enqueue(request)
+        self._feed_next()
+
+    # Arrivals that depend on answers
 
     def _expect(self, request: int, time_s: float) -> None:
         """Let one request arrive at a time [s]."""
-        self.clock.at(time_s, lambda _: self._arrive(request), FIRST)
+        self.tape.arrival_s[request] = time_s
+        self.clock.at(time_s + self.service.request_s, lambda _: self._arrive(request), FIRST)
 
     def _arrive(self, request: int) -> None:
-        resolved, tape = self.resolved, self.tape
-        tape.arrival_s[request] = self.clock.now
-        if resolved.prompt_tokens[request] + self._max_output[request] > self._most_tokens:
-            tape.move(request, State.REJECTED)
+        """Take in a request that the host has handed over."""
+        tokens = self.resolved.prompt_tokens[request] + int(self.requests.max_output_tokens[request])
+        if tokens > self.limits.kv_blocks * self.limits.block_tokens:
+            self.tape.move(request, State.REJECTED)
             self._ended(request)
-        elif self._preprocess_s[request]:
-            self._preprocess(request)
+            return
+        tasks = self._tasks(request)
+        if tasks:
+            self.station.submit(request, tasks)
         else:
             self._enqueue(request)
 
-    def _preprocess(self, request: int) -> None:
-        """Put a request's pictures through the CPU, those that the processor cache lacks."""
+    def _tasks(self, request: int) -> list[float]:
+        """Return what the CPU has to do for the pictures that the processor cache lacks [s]."""
         resolved, tasks = self.resolved, list[float]()
         for item in range(resolved.first_item[request], resolved.first_item[request + 1]):
             n_bytes = resolved.item_cost[item].resized_pixels * CHANNELS * PIXEL_BYTES
             if not self.processed.use(resolved.item_content[item], n_bytes):
-                tasks.append(float(resolved.item_preprocess_s[item]))
-        if not tasks:
-            self._enqueue(request)
-            return
+                tasks.append(resolved.item_preprocess_s[item])
+        if not any(tasks):
+            return []
         self.tape.move(request, State.PREPROCESSING)
         self.tape.preprocess_s[request] = sum(tasks)
-        self.station.submit(request, tasks if self.pool.preprocess_by == "item" else [sum(tasks)])
-
-    def _preprocessed(self, request: int) -> None:
-        self._enqueue(request)
+        return tasks if self.pool.preprocess_by == "item" else [sum(tasks)]
 
     def _enqueue(self, request: int) -> None:
         """Give a request to a worker."""
@@ -213,7 +229,7 @@ class Simulation:
             index=request,
             arrival_s=self.tape.arrival_s[request],
             prompt_tokens=self.resolved.prompt_tokens[request],
-            max_output_tokens=self._max_output[request],
+            max_output_tokens=int(self.requests.max_output_tokens[request]),
             n_items=first[request + 1] - first[request],
         )
 
@@ -227,12 +243,14 @@ class Simulation:
         self.n_ended += 1
         if self.progress is not None and self.n_ended % REPORT_EVERY == 0:
             self.progress(self.n_ended)
-        if self._has_followers:
-            for follower in self._followers.get(request, ()):
-                self._expect(follower, self.clock.now + float(self.requests.arrival_s[follower]))
-        elif self.requests.concurrency and self._next_closed < len(self.requests):
-            self._expect(self._next_closed, self.clock.now + float(self.requests.arrival_s[self._next_closed]))
-            self._next_closed += 1
+        if self.is_open:
+            return
+        for follower in self.followers.get(request, ()):
+            self._expect(follower, self.clock.now + float(self.requests.arrival_s[follower]))
+        if self.requests.concurrency and self.next_closed < len(self.requests):
+            request = self.next_closed
+            self.next_closed += 1
+            self._expect(request, self.clock.now + float(self.requests.arrival_s[request]))
 
     def trace(self, seed: int, wall_s: float, cpu_s: float) -> Trace:
         """Return what happened."""
@@ -258,12 +276,6 @@ class Simulation:
             cpu_s=cpu_s,
             events=self.clock.n_events,
         )
-
-
-def _arrivals(requests: Requests) -> tuple[list[int], list[float]]:
-    """Return the requests that wait for no other, and their times [s]."""
-    free = np.flatnonzero(requests.after < 0)
-    return free.tolist(), requests.arrival_s[free].tolist()
 
 
 def _followers(requests: Requests) -> dict[int, list[int]]:

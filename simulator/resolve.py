@@ -32,7 +32,7 @@ class Resolved:
         By item.
     preprocess_s : ndarray
         By request, the work of a CPU worker [s].
-    item_preprocess_s : ndarray
+    item_preprocess_s : list of float
         By item [s].
     leaves : mapping
         The ends of prefixes that requests share; see `simulator.prefix`.
@@ -49,7 +49,7 @@ class Resolved:
     item_content: list[int]
     item_cost: list[MediaCost]
     preprocess_s: Array
-    item_preprocess_s: Array
+    item_preprocess_s: list[float]
     leaves: Mapping[int, Node] = field(default_factory=dict)
 
 
@@ -67,9 +67,7 @@ def resolve(requests: Requests, service: Service, *, prefix_caching: bool = True
     last_end = np.zeros(len(requests), dtype=np.int64)
     has = requests.n_items > 0
     last_end[has] = (start + spans)[offsets[1:][has] - 1]
-    work = np.concatenate([[0.0], np.cumsum(item_preprocess_s)])
     per_request = np.bincount(owner, weights=item_preprocess_s, minlength=len(requests))
-    del work
     block = service.capacity.block_tokens
     shared = _shared_tokens(requests, before)
     return Resolved(
@@ -84,7 +82,7 @@ def resolve(requests: Requests, service: Service, *, prefix_caching: bool = True
         item_content=requests.item_content.tolist(),
         item_cost=[costs[kind] for kind in kinds.tolist()],
         preprocess_s=per_request.astype(float),
-        item_preprocess_s=item_preprocess_s,
+        item_preprocess_s=item_preprocess_s.tolist(),
         leaves=leaves_of(requests, prompt, shared, block) if prefix_caching else {},
     )
 

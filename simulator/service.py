@@ -20,7 +20,7 @@ Chunk: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class ReadRule:
-    """Keys that decode attention reads of a sequence with context c: share * min(c, cap).
+    """Keys that decode attention reads of a sequence with context c: fixed + share * min(c, cap).
 
     Parameters
     ----------
@@ -28,10 +28,13 @@ class ReadRule:
         Share that is read; a multiple of a power of two, so that sums of it are exact in any order.
     cap : int
         Window [tokens].
+    fixed : float
+        Read whatever the context: the state of a recurrence.
     """
 
     share: float = 1.0
     cap: int = NO_CAP
+    fixed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,10 @@ class Service(Protocol):
         """What a worker has room for."""
 
     @property
+    def request_s(self) -> float:
+        """Time of the host that every request takes before it is queued, while workers go on."""
+
+    @property
     def preprocess_workers(self) -> int:
         """CPU workers that preprocess."""
 
@@ -102,7 +109,7 @@ class LinearService:
         A pixel on a CPU worker [s].
     visual_tokens_per_pixel : float
         How pictures become tokens; a patch is a token.
-    rules, capacity, preprocess_workers
+    rules, capacity, request_s, preprocess_workers
         As in `Service`.
     """
 
@@ -117,6 +124,7 @@ class LinearService:
     capacity: Capacity = Capacity(
         kv_blocks=1 << 20, block_tokens=16, chunk_tokens=8192, max_sequences=1024, encoder_tokens=8192
     )
+    request_s: float = 0.0
     preprocess_workers: int = 1
 
     def media(self, item: Media, n_images: int) -> MediaCost:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import math
+
 import numpy as np
 from simpy.events import Event
 
@@ -20,6 +22,28 @@ LEAST_LEAP = 4
 """Steps from which one call for all of them is quicker than a call each."""
 MOST_LEAP = 1 << 14
 """Steps of one leap: bounds the arrays."""
+
+
+class Inbox:
+    """Requests whose times are known before the run: a worker takes them in at the ends of its steps.
+
+    An arrival while a step is under way changes nothing before its end, so it needs no event of its own.
+
+    Parameters
+    ----------
+    order : list of int
+        Requests, in order of arrival.
+    times_s : list of float
+        When each is ready to run [s].
+    """
+
+    __slots__ = ("next_s", "order", "position", "times_s")
+
+    def __init__(self, order: list[int], times_s: list[float]) -> None:
+        self.order = order
+        self.times_s = [*times_s, math.inf]
+        self.position = 0
+        self.next_s = self.times_s[0]
 
 
 class Worker:
@@ -42,6 +66,8 @@ class Worker:
         Called with each request that ends.
     leaps : bool
         Whether steps of decoding alone may be one event.
+    inbox : Inbox, optional
+        Arrivals that are known; others come by `enqueue`.
     """
 
     def __init__(
@@ -56,6 +82,7 @@ class Worker:
         on_end: Callable[[int], None],
         *,
         leaps: bool = True,
+        inbox: Inbox | None = None,
     ) -> None:
         self.clock = clock
         self.index = index
@@ -77,6 +104,10 @@ class Worker:
         self._groups: list[list[float]] = []  # [time of the last token, decoding sequences that had theirs then]
         self._rejoined: dict[int, float] = {}
         self._silent: dict[int, float] = {}  # preempted sequences -> time of their last token
+        self.inbox = inbox or Inbox([], [])
+        self._no_keys = (0.0,) * len(service.rules)
+        if self.inbox.order:
+            self._flight = clock.at(self.inbox.next_s, self._wake)
 
     # Arrivals
 
@@ -103,6 +134,19 @@ class Worker:
             self._flight = self.clock.at(float(ends[step]), self._end)
         self._ends = ends[: self._steps] if self._steps > 1 else None
 
+    def _take_in(self, now: float) -> None:
+        """Queue what has arrived since the last step began."""
+        inbox, tape, queue, prompt = self.inbox, self.tape, self.batch.queue, self.resolved.prompt_tokens
+        times, position = inbox.times_s, inbox.position
+        while times[position] <= now:
+            request = inbox.order[position]
+            queue.append(request)
+            tape.queue(request, times[position])
+            self.load_tokens += prompt[request]
+            position += 1
+        inbox.position = position
+        inbox.next_s = times[position]
+
     def _wake(self, event: Event) -> None:
         if event is self._flight:
             self._next()
@@ -111,7 +155,9 @@ class Worker:
 
     def _next(self) -> None:
         """Form the next step and start it, or fall idle."""
-        batch = self.batch
+        batch, now = self.batch, self.clock.now
+        if self.inbox.next_s <= now:
+            self._take_in(now)
         batch.form(self.policy.decide(batch))
         if batch.preempted:
             self._note_preempted()
@@ -120,20 +166,19 @@ class Worker:
         if not batch.chunks and not batch.decodes:
             if batch.running or batch.queue:
                 raise RuntimeError(f"worker {self.index} has {len(batch.running)} running requests and no step for them")
-            self._flight = None
+            known = self.inbox.next_s < math.inf
+            self._flight = self.clock.at(self.inbox.next_s, self._wake) if known else None
             return
-        self._start_s = start = self.clock.now
+        self._start_s = now
         for request, cached in batch.admitted:
-            self.tape.start(request, start, cached)
+            self.tape.start(request, now, cached)
         self._ends = None
+        self._steps = 1
         self._encode_s = 0.0
-        decode = batch.decode
-        decoding = decode.size if batch.decodes else 0
         if batch.chunks:
-            self._steps = 1
-            end = start + self._chunks_s(decoding)
+            end = now + self._chunks_s(batch.decode.size if batch.decodes else 0)
         else:
-            end = self._decode_until(start)
+            end = self._decode_until(now)
         self._flight = self.clock.at(end, self._end)
 
     def _chunks_s(self, decoding: int) -> float:
@@ -147,22 +192,30 @@ class Worker:
             time_s += self._encode_s
         return time_s
 
-    @property
-    def _no_keys(self) -> tuple[float, ...]:
-        return (0.0,) * len(self.service.rules)
-
     def _decode_until(self, start: float) -> float:
         """Return when the next steps of decoding alone end: as many as cannot differ."""
-        batch, decode = self.batch, self.batch.decode
-        steps = batch.steady_steps(self.most_leap) if self.most_leap > 1 else 1
+        batch, decode, service = self.batch, self.batch.decode, self.service
+        size, keys = decode.size, decode.keys()
+        once = service.step_s((), 0, size, keys)
+        if self.most_leap == 1:
+            return start + once
+        most, next_s = self.most_leap, math.inf
+        if not batch.queue and len(batch.running) < self.limits.max_sequences:  # the next arrival would be taken in
+            next_s = self.inbox.next_s
+            if next_s - start < most * once:
+                most = int((next_s - start) / once) + 1
+        steps = batch.steady_steps(most) if most >= LEAST_LEAP else 1
         if steps < LEAST_LEAP:
-            self._steps = 1
-            return start + self.service.step_s((), 0, decode.size, decode.keys())
-        self._steps = steps
-        times = self.service.decode_steps_s(decode.size, decode.keys(), decode.growth(), steps)
+            return start + once
+        times = service.decode_steps_s(size, keys, decode.growth(), steps)
         times[0] += start
-        self._ends = times.cumsum()
-        return float(self._ends[-1])
+        ends: Array = times.cumsum()
+        if ends[-1] > next_s:
+            steps = int(ends.searchsorted(next_s)) + 1
+            ends = ends[:steps]
+        if steps > 1:
+            self._steps, self._ends = steps, ends
+        return float(ends[-1])
 
     def _end(self, event: Event) -> None:
         """Hand over what the step brought, and go on."""
@@ -208,18 +261,21 @@ class Worker:
 
     def _note_gaps(self, now: float, decoding: int, paused: int) -> None:
         """Log the gaps between tokens that this step ended."""
-        groups, log = self._groups, self.log
-        first = now if self._ends is None else float(self._ends[0])
-        if paused:
-            groups[0][1] -= paused
+        groups, log, ends = self._groups, self.log, self._ends
+        left = decoding - self.batch.ended_decoding
+        if ends is None and len(groups) == 1 and not paused:  # nearly always
+            group = groups[0]
+            log.gap(now - group[0], decoding)
+            group[0], group[1] = now, left
+            return
+        first = now if ends is None else float(ends[0])
+        kept = [groups[0][0], paused]
+        groups[0][1] -= paused
         for last, sequences in groups:
             log.gap(first - last, int(sequences))
-        if self._ends is not None:
-            log.gaps(np.diff(self._ends), decoding)
-        waiting = [groups[0][0], paused]
-        self._groups = [[now, decoding - self.batch.ended_decoding]]
-        if paused:
-            self._groups.append([waiting[0], paused])
+        if ends is not None:
+            log.gaps(np.diff(ends), decoding)
+        self._groups = [[now, left], kept] if paused else [[now, left]]
 
     def _note_begun(self, now: float, begun: list[int]) -> None:
         """Log first tokens, and the gaps of sequences that come back."""
