@@ -60,7 +60,7 @@ class Batch:
     def __init__(self, resolved: Resolved, limits: Limits, rules: tuple[ReadRule, ...]) -> None:
         self.resolved = resolved
         self.limits = limits
-        self.kv = KvCache(limits.kv_blocks, resolved.leaves if limits.prefix_caching else {})
+        self.kv = KvCache(limits.kv_blocks, resolved.leaves() if limits.prefix_caching else {})
         self.encoder = Encoder(resolved, limits.encoder_budget, limits.encoder_cache_tokens)
         self.decode = DecodeSet(rules, limits.block_tokens)
         self.queue: deque[int] = deque()

@@ -55,11 +55,10 @@ class Encoder:
             if item >= held:
                 content, size = r.item_content[item], r.item_embeds[item]
                 known = entries.get(content)
-                if known is None and content not in coming:
-                    if size > budget or not self.cache.fits(reserved + size):
+                if content not in coming and (known is None or not known[1]):  # it takes room that may be evicted
+                    if (known is None and size > budget) or not self.cache.fits(reserved + size):
                         return max(0, r.item_start[item] - start), wanted, first
-                    budget -= size
-                if content not in coming and (known is None or not known[1]):
+                    budget -= size if known is None else 0
                     coming.add(content)
                     reserved += size
                 wanted.append(item)

@@ -121,7 +121,7 @@ class Simulation:
         self.plan, self.requests, self.service, self.pool = plan, requests, service, pool
         self.progress = progress
         self.clock = Clock()
-        self.resolved: Resolved = resolve(requests, service, prefix_caching=plan.policies.prefix_caching)
+        self.resolved: Resolved = resolve(requests, service)
         self.limits = limits_of(pool, plan.policies, service, max(self.resolved.item_embeds, default=0))
         self.tape = Tape(requests)
         self.router = router(plan.policies.router)

@@ -121,6 +121,10 @@ class Requests:
             raise ValueError("Requests.item_offsets must rise from 0 to the number of items, one more than requests")
         if items and not (self.item_kind.min() >= 0 and self.item_kind.max() < len(self.media)):
             raise ValueError("Requests.item_kind must index media; add the sizes")
+        owner, before = self.item_request, self.item_text_before
+        backwards = (np.diff(before) < 0) & (np.diff(owner) == 0)
+        if items and (backwards.any() or before.min() < 0 or (before > self.text_tokens[owner]).any()):
+            raise ValueError("Requests.item_text_before must rise within a request, from 0 to its text_tokens at most")
 
     def __len__(self) -> int:
         return len(self.arrival_s)

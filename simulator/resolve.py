@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,8 +33,10 @@ class Resolved:
         By request, the work of a CPU worker [s].
     item_preprocess_s : list of float
         By item [s].
-    leaves : mapping
-        The ends of prefixes that requests share; see `simulator.prefix`.
+    shared_tokens : ndarray of int
+        Leading tokens that each prompt shares with the prompt and answer of its parent.
+    block_tokens : int
+        Tokens of a block of the KV cache.
     """
 
     requests: Requests
@@ -50,10 +51,16 @@ class Resolved:
     item_cost: list[MediaCost]
     preprocess_s: Array
     item_preprocess_s: list[float]
-    leaves: Mapping[int, Node] = field(default_factory=dict)
+    shared_tokens: Ints
+    block_tokens: int
+
+    def leaves(self) -> dict[int, Node]:
+        """Return the ends of the prefixes that requests share, for one cache; see `simulator.prefix`."""
+        prompt = np.array(self.prompt_tokens, dtype=np.int64)
+        return leaves_of(self.requests, prompt, self.shared_tokens, self.block_tokens)
 
 
-def resolve(requests: Requests, service: Service, *, prefix_caching: bool = True) -> Resolved:
+def resolve(requests: Requests, service: Service) -> Resolved:
     """Return what the model makes of requests."""
     kinds, costs = _kinds(requests, service)
     spans = np.array([cost.visual_tokens + cost.marker_tokens for cost in costs], dtype=np.int64)[kinds]
@@ -68,8 +75,6 @@ def resolve(requests: Requests, service: Service, *, prefix_caching: bool = True
     has = requests.n_items > 0
     last_end[has] = (start + spans)[offsets[1:][has] - 1]
     per_request = np.bincount(owner, weights=item_preprocess_s, minlength=len(requests))
-    block = service.capacity.block_tokens
-    shared = _shared_tokens(requests, before)
     return Resolved(
         requests=requests,
         prompt_tokens=prompt.tolist(),
@@ -83,7 +88,8 @@ def resolve(requests: Requests, service: Service, *, prefix_caching: bool = True
         item_cost=[costs[kind] for kind in kinds.tolist()],
         preprocess_s=per_request.astype(float),
         item_preprocess_s=item_preprocess_s.tolist(),
-        leaves=leaves_of(requests, prompt, shared, block) if prefix_caching else {},
+        shared_tokens=_shared_tokens(requests, before),
+        block_tokens=service.capacity.block_tokens,
     )
 
 

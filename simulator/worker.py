@@ -197,7 +197,7 @@ class Worker:
         batch, decode, service = self.batch, self.batch.decode, self.service
         size, keys = decode.size, decode.keys()
         once = service.step_s((), 0, size, keys)
-        if self.most_leap == 1:
+        if self.most_leap == 1 or batch.preempted:  # behind a preemption, the next step may admit
             return start + once
         most, next_s = self.most_leap, math.inf
         if not batch.queue and len(batch.running) < self.limits.max_sequences:  # the next arrival would be taken in
