@@ -31,6 +31,8 @@ COMMANDS: Final = {
     "count": "Count parameters, FLOPs by stage and KV bytes of a request.",
     "predict": "Predict TTFT, TPOT, memory, energy and cost of a request, and say why.",
     "roofline": "Show every stage and operator under the roofs of the device.",
+    "simulate": "Simulate serving: latencies, promises kept, goodput, use of the hardware, money and energy.",
+    "workloads": "List the workloads and the trace formats, with their sources.",
     "calibrate": "Fit the efficiency curves of a device to measured kernels, with the error on held-out shapes.",
     "validate": "Compare predictions with published and measured data.",
     "compare": "Put measurements beside their predictions: signed errors, medians, and how many lie in the band.",
