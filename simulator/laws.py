@@ -103,9 +103,9 @@ def never_idle(trace: Trace) -> Iterator[str]:
             middle = np.searchsorted(queued, end_s, side="left") - np.searchsorted(scheduled, end_s, side="left")
             if middle.any():
                 yield f"never idle: worker {i} is idle from {start_s[middle != 0][0]} s while a request waits"
-        if len(steps["running"]):
+        if len(steps["waiting"]):
             idle = steps["start_s"][1:] > steps["end_s"][:-1]
-            if steps["running"][:-1][idle].any() or steps["waiting"][:-1][idle].any():
+            if steps["waiting"][:-1][idle].any():
                 yield f"never idle: worker {i} stops while it holds requests"
 
 
