@@ -71,8 +71,9 @@ class Line:
 
     def read_many(self, contexts: Array) -> Array:
         """Return the seconds at mean contexts, bit by bit what `read` returns."""
-        first = bisect_right(CONTEXTS, contexts[0]) - 1
-        if 0 <= first < len(CONTEXTS) - 1 and contexts[0] <= contexts[-1] <= CONTEXTS[first + 1]:  # all between two points
+        low, high = float(contexts[0]), float(contexts[-1])
+        first = bisect_right(CONTEXTS, low) - 1
+        if 0 <= first < len(CONTEXTS) - 1 and low <= high <= CONTEXTS[first + 1]:  # nearly always between two points
             start, value = CONTEXTS[first], self.values[first]
             shares = (contexts - start) / (CONTEXTS[first + 1] - start)
             between: Array = value + shares * (self.values[first + 1] - value)

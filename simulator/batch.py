@@ -76,6 +76,7 @@ class Batch:
         self.finishing: list[int] = []  # prompts that end in this step
         self.decodes = False
         self.ended_decoding = 0
+        self._has_items = bool(resolved.item_start)
         self._reserved = False  # whether this step's blocks of the decoding sequences are taken
 
     # What a policy sees
@@ -102,7 +103,8 @@ class Batch:
         self.chunks, self.owners, self.finishing = [], [], []
         self.preempted, self.admitted = [], []
         self.decodes = self._reserved = False
-        self.encoder.open_step()
+        if self._has_items:
+            self.encoder.open_step()
         budget = self.limits.token_budget
         if decision.mixed:
             self._ready_decode()
@@ -210,7 +212,7 @@ class Batch:
             self.started.pop(request, None)
         else:
             self.started[request] = end
-        if request in self.kv.depth:
+        if self.kv.depth and request in self.kv.depth:
             self.kv.publish(request, end // self.limits.block_tokens)
 
     def _admit(self, budget: int) -> None:

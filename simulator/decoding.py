@@ -172,7 +172,9 @@ class DecodeSet:
         """Return the blocks that the next steps need."""
         rounds, rest = divmod(steps, self.block)
         first = -self.clock % self.block
-        return rounds * self.size + sum(self.phase[first - i] for i in range(rest))
+        phase, last = self.phase, first - rest + 1
+        partial = sum(phase[last : first + 1]) if last >= 0 else sum(phase[: first + 1]) + sum(phase[last:])
+        return rounds * self.size + (partial if rest else 0)
 
     def _affordable(self, free_blocks: int) -> int:
         rounds, left = divmod(free_blocks, self.size)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from costmodel import DoesNotFit, Image, Parallelism, Precision, Unsupported, Video, Workload, build_query
 from costmodel.base import Array
 from costmodel.layers import CrossAttentionSpec
-from costmodel.lean import LeanChunk, LeanGroup, LeanStep
 from costmodel.media import MediaTotals, n_frames
 from costmodel.memory import memory
 from costmodel.models import MediaCost, MediaRule
 from costmodel.recurrent import RecurrentSpec
 from costmodel.step import ReadClass, StepModel
-from costmodel.sums import touched_share
 from costmodel.units import UNBOUNDED
 from simulator.request import Media
 from simulator.service import NO_CAP, Capacity, Chunk, ReadRule
 from simulator.serving_plan import ServingPlan
+from simulator.step_table import MOST_REMEMBERED, StepTable, work_of
 from simulator.topology import Pool
 
 LARGE_DEVICE_BYTES: Final = 70 * 2**30
@@ -30,31 +28,6 @@ LARGE_CHUNK_TOKENS = 8192
 """Defaults of an API server of vLLM: sequences and tokens of a step."""
 SHARE_STEPS: Final = 2.0**20
 """Shares are rounded to this fraction: then sums of keys are exact, and leaps are steps bit by bit."""
-MOST_REMEMBERED: Final = 1 << 19
-"""Values that a table remembers before it forgets all."""
-
-
-@dataclass(slots=True, eq=False)
-class _Remembered:
-    """One part of the table of a step, which depends on a few of its sums."""
-
-    part: LeanGroup | LeanChunk
-    indices: tuple[int, ...]
-    values: dict[tuple[float, ...] | float, float] = field(default_factory=dict)
-
-    @staticmethod
-    def of(part: LeanGroup | LeanChunk) -> _Remembered:
-        terms = (part.driver, part.calls) if isinstance(part, LeanGroup) else part.drivers
-        return _Remembered(part, tuple(sorted({i for some in terms for i, _ in some})))
-
-    def total_s(self, sums: list[float]) -> float:
-        key = tuple([sums[i] for i in self.indices])
-        value = self.values.get(key)
-        if value is None:
-            if len(self.values) >= MOST_REMEMBERED:
-                self.values.clear()
-            value = self.values[key] = self.part.total_s(sums)
-        return value
 
 
 class StepService:
@@ -80,12 +53,8 @@ class StepService:
         self.request_s = model.request_host_s
         self.preprocess_workers = model.query.engine.preprocessing.workers
         self._windows = [_window(model, segment) for segment in range(model.n_segments)]
-        self._touched: dict[int, float] = {}
         self._encoded: dict[tuple[int, ...], float] = {}
-        parts = model.lean.parts if model.lean else ()
-        self._parts: list[_Remembered | LeanStep] = [
-            part if isinstance(part, LeanStep) else _Remembered.of(part) for part in parts
-        ]
+        self.table = StepTable(model)
 
     @staticmethod
     def of(plan: ServingPlan) -> StepService:
@@ -117,49 +86,10 @@ class StepService:
         model = self.model
         if not chunks:
             return model.decode_step_s(decoding, keys)
-        works = [self._work(chunks, window) for window in self._windows]
-        rows = works[0][0]
-        total = rows + decoding
-        touched = self._touched.get(int(total))
-        if touched is None:
-            touched = self._touched[int(total)] = float(touched_share(model.query, total))
-        sequences = float(finishing + decoding)
-        head = 1.0 if sequences else 0.0
-        sums = [1.0, total, sequences, head, 1.0, 1.0 if decoding else 0.0, float(decoding)]
-        for work in works:
-            sums += work
-            sums.append(touched)
-        sums += keys
-        device_s = self._device_s(sums)
+        works = [work_of(chunks, window) for window in self._windows]
+        sequences = finishing + decoding
+        device_s = self.table.chunks_s(works, sequences, decoding, keys)
         return max(device_s, model.floors_s[0]) + model.step_host_s + sequences * model.sequence_host_s
-
-    def _device_s(self, sums: list[float]) -> float:
-        if not self._parts:
-            import numpy as np
-
-            return float(self.model.table.total_s(np.array(sums)[:, None])[0])
-        device_s = 0.0
-        for part in self._parts:
-            device_s += part.total_s(sums)
-        return device_s
-
-    @staticmethod
-    def _work(chunks: Sequence[Chunk], window: float | None) -> list[float]:
-        """Return rows, pairs and keys of the chunks in one segment; without a window it is a recurrence."""
-        if window is None:
-            rows = float(sum([tokens for _, tokens in chunks]))
-            return [rows, rows, float(len(chunks))]
-        rows = pairs = keys = 0.0
-        for start, tokens in chunks:
-            rows += tokens
-            if start + tokens <= window:
-                pairs += tokens * start + tokens * (tokens + 1) / 2
-                keys += start + tokens
-            else:
-                rising = min(max(window - start, 0.0), tokens)
-                pairs += rising * start + rising * (rising + 1) / 2 + (tokens - rising) * window
-                keys += tokens + min(start, window)
-        return [rows, pairs, keys]
 
     def decode_steps_s(self, decoding: int, keys: Sequence[float], growth: Sequence[float], k: int) -> Array:
         """Return the times of the next k steps of decoding alone."""

@@ -38,6 +38,9 @@ class StepLog:
         self.rows = array("d")
         self.values = array("d")
         self.weights = array("d")
+        self._runs: list[Array] = []  # gaps of leaps
+        self._run_weights: list[int] = []
+        self._in_runs = 0
         self._bins: Array | None = None
 
     def gap(self, gap_s: float, tokens: int) -> None:
@@ -47,15 +50,23 @@ class StepLog:
 
     def gaps(self, gaps_s: Array, tokens: int) -> None:
         """Note the gaps of some steps in a row, each for so many sequences [s]."""
-        self.values.frombytes(gaps_s.tobytes())
-        self.weights.frombytes(np.full(len(gaps_s), float(tokens)).tobytes())
-        if len(self.values) > MOST_GAPS:
+        self._runs.append(gaps_s)
+        self._run_weights.append(tokens)
+        self._in_runs += len(gaps_s)
+        if len(self.values) + self._in_runs > MOST_GAPS:
             self._compact()
 
+    def _exact(self) -> tuple[Array, Array]:
+        lengths = [len(run) for run in self._runs]
+        values = np.concatenate([np.array(self.values), *self._runs])
+        weights = np.concatenate([np.array(self.weights), np.repeat(np.array(self._run_weights, dtype=float), lengths)])
+        return values, weights
+
     def _compact(self) -> None:
-        counts = _count(np.frombuffer(self.values), np.frombuffer(self.weights))
+        counts = _count(*self._exact())
         self._bins = counts if self._bins is None else self._bins + counts
         self.values, self.weights = array("d"), array("d")
+        self._runs, self._run_weights, self._in_runs = [], [], 0
 
     def distribution(self) -> tuple[Array, Array]:
         """Return the gaps between tokens [s] and how often each occurred.
@@ -65,7 +76,7 @@ class StepLog:
         The gaps are exact up to `MOST_GAPS` steps, and within half a bin (0.0125 %) where there were more.
         """
         if self._bins is None:
-            return np.array(self.values), np.array(self.weights)
+            return self._exact()
         self._compact()
         used = np.flatnonzero(self._bins)
         return SMALLEST_GAP_S * np.exp((used + 0.5) / BINS_PER_E), self._bins[used]

@@ -221,38 +221,41 @@ class Worker:
         """Hand over what the step brought, and go on."""
         if event is not self._flight:  # the end of a leap that was cut
             return
-        now, batch = self.clock.now, self.batch
+        now, batch, tape = self.clock.now, self.batch, self.tape
         decoding = batch.decode.size if batch.decodes else 0
         paused = len(batch.paused)
+        self._note_step(now, decoding)
         ended, begun = batch.close(self._steps)
         if decoding:
             self._note_gaps(now, decoding, paused)
         if begun:
             self._note_begun(now, begun)
         for request in ended:
-            self.tape.finish(request, now)
+            tape.finish(request, now)
             self.load_tokens -= self.resolved.prompt_tokens[request]
-        self._note_step(now, decoding)
-        for request in ended:
             self.on_end(request)
         self._next()
 
     # Notes
 
     def _note_step(self, now: float, decoding: int) -> None:
+        """Log the step as it was while it ran."""
         batch = self.batch
-        kv = batch.kv
+        kv, chunks = batch.kv, batch.chunks
+        tokens = 0
+        for _, part in chunks:
+            tokens += part
         self.log.rows.extend(
             (
                 self._start_s,
                 now,
                 self._steps,
                 decoding,
-                sum([tokens for _, tokens in batch.chunks]),
-                len(batch.chunks),
+                tokens,
+                len(chunks),
                 len(batch.finishing),
                 self._encode_s,
-                len(batch.encoder.batch),
+                len(batch.encoder.batch) if chunks else 0,
                 len(batch.queue),
                 len(batch.running),
                 kv.blocks - kv.free,
@@ -274,7 +277,7 @@ class Worker:
         for last, sequences in groups:
             log.gap(first - last, int(sequences))
         if ends is not None:
-            log.gaps(np.diff(ends), decoding)
+            log.gaps(ends[1:] - ends[:-1], decoding)
         self._groups = [[now, left], kept] if paused else [[now, left]]
 
     def _note_begun(self, now: float, begun: list[int]) -> None:
