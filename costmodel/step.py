@@ -309,13 +309,12 @@ class StepModel:
         if self.without_line and any(growth[i] for i in self.without_line):
             after = ([first + i * more for first, more in zip(keys, growth, strict=True)] for i in range(k))
             return np.array([self.decode_step_s(decoding, some) for some in after])
-        device_s: Quantity = rest
-        steps = np.arange(k, dtype=float)
+        device_s, steps = np.full(k, rest), np.arange(k, dtype=float)
         for line, first, more in zip(lines, keys, growth, strict=True):
             if line is not None:
-                device_s = device_s + line.read_many((first + steps * more) / decoding)
-        times = np.maximum(device_s, self.floors_s[1]) + self._host_s(decoding)
-        return times if times.ndim else np.full(k, times)
+                device_s += line.read_many((first + steps * more) / decoding)
+        times: Array = np.maximum(device_s, self.floors_s[1]) + self._host_s(decoding)
+        return times
 
     def _host_s(self, decoding: int) -> float:
         return self.step_host_s + decoding * self.sequence_host_s

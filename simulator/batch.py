@@ -190,8 +190,7 @@ class Batch:
         """Return the tokens of a request's next chunk, and the items that it needs."""
         goal = self.target.get(request) or self.resolved.prompt_tokens[request]
         tokens = goal - start
-        if tokens > budget:
-            tokens = budget
+        tokens = min(tokens, budget)
         limit = self.limits.long_prefill_tokens
         if limit and tokens > limit:
             tokens = limit

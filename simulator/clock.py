@@ -29,7 +29,8 @@ class Clock(simpy.Environment):
         event = Event(self)
         event._ok = True  # noqa: SLF001 - as `simpy.Timeout` does
         event._value = None  # noqa: SLF001
-        event.callbacks.append(call)  # type: ignore[union-attr]
-        heappush(self._queue, (time_s, priority, next(self._eid), event))  # type: ignore[arg-type]
+        event.callbacks.append(call)
+        queue: list[Any] = self._queue
+        heappush(queue, (time_s, priority, next(self._eid), event))
         self.n_events += 1
         return event

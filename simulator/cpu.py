@@ -52,9 +52,7 @@ class Station:
         Whether task k of a job goes to the queue of server k, modulo their number; otherwise they share one queue.
     """
 
-    def __init__(
-        self, clock: Clock, servers: int, on_done: Callable[[int], None], *, own_queues: bool = False
-    ) -> None:
+    def __init__(self, clock: Clock, servers: int, on_done: Callable[[int], None], *, own_queues: bool = False) -> None:
         if servers < 1:
             raise ValueError(f"servers={servers} must be at least 1; give one")
         self.clock = clock

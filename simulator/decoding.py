@@ -127,7 +127,7 @@ class DecodeSet:
     def ended(self) -> list[int]:
         """Return the sequences whose last step is over; they are still counted until they leave."""
         agenda, clock, until = self.agenda, self.clock, self.until
-        found = []
+        found: list[int] = []
         while agenda and agenda[0] >> SHIFT <= clock:
             entry = heappop(agenda)
             request = entry & MASK
@@ -152,6 +152,8 @@ class DecodeSet:
 
     def growth(self) -> tuple[float, ...]:
         """Return how many more keys each further step reads, by rule."""
+        if self.plain:
+            return (self.size,)
         pairs = zip(self.rules, self.capped, strict=True)
         return tuple(rule.share * (self.size if window is None else window.below) for rule, window in pairs)
 
@@ -161,11 +163,12 @@ class DecodeSet:
         while until.get(agenda[0] & MASK) != agenda[0] >> SHIFT:
             heappop(agenda)
         steps = min(most, (agenda[0] >> SHIFT) - self.clock)
-        for window in self.capped:
-            if window is not None:
-                steps = min(steps, window.steady_steps(self.clock))
-        if steps > 1 and self.blocks_of(steps) > free_blocks:
-            steps = self._affordable(free_blocks)
+        if not self.plain:
+            for window in self.capped:
+                if window is not None:
+                    steps = min(steps, window.steady_steps(self.clock))
+        if (steps // self.block + 1) * self.size > free_blocks and self.blocks_of(steps) > free_blocks:
+            steps = max(1, self._affordable(free_blocks))
         return steps
 
     def blocks_of(self, steps: int) -> int:

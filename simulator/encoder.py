@@ -1,4 +1,4 @@
-"""The encoder inside a worker: which items a chunk needs, which of them are encoded in this step, and what it is cut to."""
+"""The encoder inside a worker: which items a chunk needs, which are encoded in this step, and where it is cut."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Encoder:
         Room of the cache [embeddings].
     """
 
-    __slots__ = ("_next", "held", "batch", "budget", "cache", "left", "resolved")
+    __slots__ = ("_next", "batch", "budget", "cache", "held", "left", "resolved")
 
     def __init__(self, resolved: Resolved, budget: int, cache_tokens: int) -> None:
         self.resolved = resolved
@@ -66,7 +66,7 @@ class Encoder:
         return tokens, wanted, first
 
     def commit(self, request: int, plan: Plan) -> None:
-        """Reference the items of a plan and encode those that are not cached."""
+        """Hold the items of a plan and encode those that are not cached."""
         _, wanted, first = plan
         r = self.resolved
         new = [item for item in wanted if not self.cache.use(r.item_content[item])]  # first keep what is there

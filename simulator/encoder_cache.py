@@ -26,7 +26,7 @@ class EncoderCache:
         self.hits = self.misses = 0
 
     def use(self, content: int) -> bool:
-        """Reference an entry if it is there, and say whether it is."""
+        """Hold an entry if it is there, and say whether it is."""
         entry = self.entries.get(content)
         if entry is None:
             return False

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from simpy.events import Event
 
 from costmodel.units import PIXEL_BYTES
 from simulator.batch import Limits
@@ -134,9 +133,19 @@ class Simulation:
         ready = self._ready_ahead() if self.is_open else ([], [])
         alone = pool.workers == 1
         policy = batch_policy(plan.policies.batch)
-        context = (self.resolved, service, policy, self.limits, self.tape, self._ended)
         self.workers = [
-            Worker(self.clock, i, *context, leaps=leaps, inbox=Inbox(*ready) if alone else None)
+            Worker(
+                self.clock,
+                i,
+                resolved=self.resolved,
+                service=service,
+                policy=policy,
+                limits=self.limits,
+                tape=self.tape,
+                on_end=self._ended,
+                leaps=leaps,
+                inbox=Inbox(*ready) if alone else None,
+            )
             for i in range(pool.workers)
         ]
         self._feed = iter(()) if alone else iter(list(zip(*ready, strict=True)))
@@ -167,7 +176,7 @@ class Simulation:
         if not self.resolved.preprocess_s.any():
             return order, times
         tasks = [self._tasks(request) for request in order]
-        self.station.busy_s = sum(map(sum, tasks))
+        self.station.busy_s = float(sum(sum(some) for some in tasks))
         done, rank = ahead(times, tasks, self.station.servers)
         return [order[i] for i in rank], [done[i] for i in rank]
 
@@ -260,7 +269,7 @@ class Simulation:
             plan=self.plan,
             requests=self.requests,
             prompt_tokens=np.array(self.resolved.prompt_tokens, dtype=np.int64),
-            columns=self.tape.times | self.tape.counts,
+            columns=self.tape.columns,
             steps=tuple(w.log.table() for w in self.workers),
             itl=pooled([w.log for w in self.workers]),
             limits=self.limits,

@@ -1,8 +1,8 @@
 """Blocks of the KV cache: who holds how many, what stays cached, what is evicted. Check, then act; no clock.
 
 A block is free, or in use by one or more sequences. Free blocks keep what they hold until they are taken again, the one
-that was freed longest ago first, the end of a sequence before its start. So of a run of blocks that several prompts share
-(a `Node`), what is cached is always its first part, and one number says how much.
+that was freed longest ago first, the end of a sequence before its start. So of a run of blocks that several prompts
+share (a `Node`), what is cached is always its first part, and one number says how much.
 """
 
 from __future__ import annotations

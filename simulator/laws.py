@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -52,16 +53,16 @@ def causality(trace: Trace) -> Iterator[str]:
     """Nothing happens to a request before what it depends on."""
     columns, done = trace.columns, trace.finished
     order = ("arrival_s", "queued_s", "scheduled_s", "first_token_s", "finish_s")
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in itertools.pairwise(order):
         early = columns[after][done] < columns[before][done]
         if early.any():
             yield f"causality: {int(early.sum())} requests have {after} before {before}"
     several = done & (trace.output_tokens > 1)
     if (columns["finish_s"][several] <= columns["first_token_s"][several]).any() and _takes_time(trace):
         yield "causality: a second token comes with the first"
-    after = trace.requests.after
-    late = np.flatnonzero(after >= 0)
-    ends = columns["finish_s"][after[late]]
+    follows = trace.requests.after
+    late = np.flatnonzero(follows >= 0)
+    ends = columns["finish_s"][follows[late]]
     if (columns["arrival_s"][late] < ends).any():
         yield "causality: a request arrives before the one that it follows has ended"
 
@@ -71,7 +72,7 @@ def _takes_time(trace: Trace) -> bool:
 
 
 def monotone_clock(trace: Trace) -> Iterator[str]:
-    """The steps of a worker follow each other."""
+    """No step of a worker starts before the last one ends."""
     for i, steps in enumerate(trace.steps):
         if (steps["end_s"] < steps["start_s"]).any():
             yield f"monotone clock: a step of worker {i} ends before it starts"
@@ -94,7 +95,7 @@ def cache_conservation(trace: Trace) -> Iterator[str]:
 
 
 def never_idle(trace: Trace) -> Iterator[str]:
-    """A worker without a running request admits whatever waits: between its steps nothing waits for it."""
+    """Between the steps of a worker nothing waits for it: without a running request, it admits whatever there is."""
     columns = trace.columns
     for i, steps in enumerate(trace.steps):
         mine = trace.finished & (columns["worker"] == i)

@@ -8,7 +8,6 @@ from simulator.kv_cache import Node
 from simulator.request import NONE, Ints, Requests
 
 
-
 def leaves_of(requests: Requests, prompt: Ints, shared_tokens: Ints, block_tokens: int) -> dict[int, Node]:
     """Return, by request that shares a prefix, the last node of its sequence.
 

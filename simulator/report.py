@@ -1,4 +1,4 @@
-"""What a run means for those who use it and those who pay: latencies, promises kept, use of the hardware, money, energy."""
+"""What a run means for users and owners: latencies, promises kept, use of the hardware, money, energy."""
 
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ def report(trace: Trace, slo: Slo | None = None) -> Report:
         cost_per_request_usd=_cost(use, trace, n_done),
         cost_per_good_request_usd=_cost(use, trace, n_good) if promised else None,
         energy_per_token_j=_over(use.energy_j, tokens) if use.energy_j is not None else None,
-        energy_per_token_tdp_j=energy_per_token_j(use.hardware.tdp_w, tpot.mean) if use.hardware and tpot.mean else None,
+        energy_per_token_tdp_j=energy_per_token_j(use.hardware.tdp_w, tpot.mean)
+        if use.hardware and tpot.mean
+        else None,
         utilisation=use.utilisation,
         queues=queues(trace),
         bottleneck=bottleneck(trace, use),

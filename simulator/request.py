@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, TypeAlias
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from costmodel import Image, Video
 from costmodel.base import Array
-from costmodel.errors import Unsupported
+from costmodel.errors import Unsupported, unknown
 
 Ints: TypeAlias = NDArray[np.int64]
 Media: TypeAlias = Image | Video
@@ -97,6 +98,10 @@ class Requests:
                 raise ValueError(f"Requests.{name} has {len(getattr(self, name))} rows and arrival_s {n}; give equals")
         if n and (not np.isfinite(self.arrival_s).all() or self.arrival_s.min() < 0):
             raise ValueError("Requests.arrival_s must be finite and not negative; shift the times")
+        self._check_values(n)
+        self._check_items(n)
+
+    def _check_values(self, n: int) -> None:
         free = self.arrival_s[self.after < 0]
         if (np.diff(free) < 0).any():
             raise ValueError("Requests.arrival_s must not decrease; sort the requests")
@@ -113,7 +118,6 @@ class Requests:
             raise ValueError(f"Requests.concurrency={self.concurrency} must be 0 (open) or more")
         if self.concurrency and (self.after >= 0).any():
             raise Unsupported("a closed loop of conversations is not modelled; use --rate, or single requests")
-        self._check_items(n)
 
     def _check_items(self, n: int) -> None:
         offsets, items = self.item_offsets, len(self.item_kind)
@@ -159,18 +163,30 @@ def requests_of(
     items: Items | None = None,
     concurrency: int = 0,
     name: str = "requests",
-    **links: NDArray[np.int64],
+    links: Mapping[str, Ints] | None = None,
 ) -> Requests:
-    """Return requests from the columns that they need; the others take their neutral values."""
+    """Return requests from the columns that they need; the others take their neutral values.
+
+    Parameters
+    ----------
+    arrival_s, text_tokens, output_tokens, items, concurrency, name
+        As in `Requests`.
+    links : mapping, optional
+        Of parent, shared_text_tokens, shared_items, after and max_output_tokens, those that are not neutral.
+    """
     n = len(arrival_s)
     none, zero = np.full(n, NONE), np.zeros(n, dtype=np.int64)
     neutral = {"parent": none, "shared_text_tokens": zero, "shared_items": zero, "after": none}
+    given = {"max_output_tokens": output_tokens, **(links or {})}
+    for key in given:
+        if key not in neutral and key != "max_output_tokens":
+            raise unknown("column of requests", key, [*neutral, "max_output_tokens"])
     held = items or Items.empty(n)
     return Requests(
         arrival_s=np.asarray(arrival_s, dtype=float),
         text_tokens=_whole(text_tokens),
         output_tokens=_whole(output_tokens),
-        max_output_tokens=_whole(links.pop("max_output_tokens", output_tokens)),
+        max_output_tokens=_whole(given["max_output_tokens"]),
         item_offsets=_whole(held.offsets),
         item_kind=_whole(held.kind),
         item_content=_whole(held.content),
@@ -178,7 +194,7 @@ def requests_of(
         media=held.media,
         concurrency=concurrency,
         name=name,
-        **{key: _whole(links.get(key, default)) for key, default in neutral.items()},
+        **{key: _whole(given.get(key, default)) for key, default in neutral.items()},
     )
 
 

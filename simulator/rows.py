@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.request import State
 from simulator.trace import Trace
@@ -14,7 +16,7 @@ PIECE = 4096
 """Rows that are turned into text at once."""
 
 
-def columns(trace: Trace) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def columns(trace: Trace) -> dict[str, NDArray[Any]]:
     """Return the columns of the table, one row a request."""
     names = np.array([state.name.lower() for state in State])
     held = trace.columns
@@ -47,11 +49,11 @@ def write_rows(trace: Trace, path: str | Path) -> None:
     held = columns(trace)
     if str(path).endswith(".parquet"):
         try:
-            import polars
+            import polars as pl
         except ModuleNotFoundError:
             message = "Parquet needs polars: pip install 'lvlm-sim[data]', or give a name that ends in .csv"
             raise ModuleNotFoundError(message) from None
-        polars.DataFrame(held).fill_nan(None).write_parquet(path)
+        pl.DataFrame(held).fill_nan(None).write_parquet(path)
         return
     with Path(path).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -59,4 +61,3 @@ def write_rows(trace: Trace, path: str | Path) -> None:
         for start in range(0, len(trace), PIECE):
             parts = [column[start : start + PIECE].tolist() for column in held.values()]
             writer.writerows([("" if v != v else v) for v in row] for row in zip(*parts, strict=True))  # noqa: PLR0124
-

@@ -143,7 +143,7 @@ class LinearService:
 
     def decode_steps_s(self, decoding: int, keys: Sequence[float], growth: Sequence[float], k: int) -> Array:
         """Return the times of the next k steps of decoding alone."""
-        totals = sum(keys) + np.arange(k) * sum(growth)
+        totals = sum(keys) + np.arange(k, dtype=np.float64) * sum(growth)
         times: Array = (self.step_base_s + decoding * self.sequence_s) + totals * self.key_s
         return times
 

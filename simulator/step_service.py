@@ -142,7 +142,9 @@ def _rule(model: StepModel, read: ReadClass) -> ReadRule:
     state = read.visual_share == read.text_share == 0 and not read.grows and not read.cross_share
     if not (whole or state) or (whole and read.fixed_tokens):
         name = model.query.model.name
-        raise Unsupported(f"{name} with caches that keep part of a prompt, or are read by cross-attention, is not simulated")
+        raise Unsupported(
+            f"{name} with caches that keep part of a prompt, or are read by cross-attention, is not simulated"
+        )
     share = round(read.read_share * SHARE_STEPS) / SHARE_STEPS
     if state:
         return ReadRule(share=0.0, fixed=share * min(read.fixed_tokens, read.cap))

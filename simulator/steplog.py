@@ -91,7 +91,8 @@ def _count(values: Array, weights: Array) -> Array:
     """Return weights summed by bin."""
     n_bins = BINS_PER_E * 35  # up to e^35 nanoseconds, fifty days
     logs = np.log(np.maximum(values, SMALLEST_GAP_S) / SMALLEST_GAP_S)
-    return np.bincount(np.minimum((logs * BINS_PER_E).astype(int), n_bins - 1), weights=weights, minlength=n_bins)
+    counts: Array = np.bincount(np.minimum((logs * BINS_PER_E).astype(int), n_bins - 1), weights, n_bins).astype(float)
+    return counts
 
 
 def pooled(logs: Sequence[StepLog]) -> tuple[Array, Array]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from costmodel.base import Array
 from simulator.request import LIFE, Ints, Requests, State
@@ -29,17 +31,22 @@ class Tape:
         self.counts: dict[str, Ints] = {
             name: np.zeros(n, dtype=np.int64) for name in ("state", "preemptions", "cached_tokens", "worker")
         }
-        views = {name: memoryview(column) for name, column in (self.times | self.counts).items()}
-        self.arrival_s = views["arrival_s"]
-        self.preprocess_s = views["preprocess_s"]
-        self.queued_s = views["queued_s"]
-        self.scheduled_s = views["scheduled_s"]
-        self.first_token_s = views["first_token_s"]
-        self.finish_s = views["finish_s"]
-        self.state = views["state"]
-        self.preemptions = views["preemptions"]
-        self.cached_tokens = views["cached_tokens"]
-        self.worker = views["worker"]
+        views: dict[str, Any] = {name: column.data for name, column in self.columns.items()}
+        self.arrival_s: memoryview[float] = views["arrival_s"]
+        self.preprocess_s: memoryview[float] = views["preprocess_s"]
+        self.queued_s: memoryview[float] = views["queued_s"]
+        self.scheduled_s: memoryview[float] = views["scheduled_s"]
+        self.first_token_s: memoryview[float] = views["first_token_s"]
+        self.finish_s: memoryview[float] = views["finish_s"]
+        self.state: memoryview[int] = views["state"]
+        self.preemptions: memoryview[int] = views["preemptions"]
+        self.cached_tokens: memoryview[int] = views["cached_tokens"]
+        self.worker: memoryview[int] = views["worker"]
+
+    @property
+    def columns(self) -> Mapping[str, NDArray[Any]]:
+        """All of them, by name."""
+        return {**self.times, **self.counts}
 
     def move(self, request: int, state: State) -> None:
         """Let a request enter another state of its life."""

@@ -6,7 +6,7 @@ import gzip
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import numpy as np
 
@@ -29,12 +29,17 @@ PHASES: Final = (
 
 def write_timeline(trace: Trace, path: str | Path) -> None:
     """Write a timeline; gzip if the name ends in .gz."""
-    opened = gzip.open(path, "wt", encoding="utf-8") if str(path).endswith(".gz") else Path(path).open("w", encoding="utf-8")
-    with opened as file:
+    with _opened(path) as file:
         file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
         for index, event in enumerate(events(trace)):
             file.write((",\n" if index else "") + json.dumps(event))
         file.write("\n]}\n")
+
+
+def _opened(path: str | Path) -> TextIO:
+    if str(path).endswith(".gz"):
+        return gzip.open(path, "wt", encoding="utf-8")
+    return Path(path).open("w", encoding="utf-8")
 
 
 def events(trace: Trace) -> Iterator[dict[str, Any]]:
@@ -55,8 +60,8 @@ def _steps(worker: int, steps: Mapping[str, Array]) -> Iterator[dict[str, Any]]:
         encode_s = held.pop("encode_s")
         if encode_s:
             items = {"items": held["encoded_items"]}
-            yield _slice("encode", WORKERS, worker, start, start + encode_s, items)
-        yield _slice(_name(held), WORKERS, worker, start + encode_s, end, held)
+            yield _slice("encode", worker, (start, start + encode_s), items)
+        yield _slice(_name(held), worker, (start + encode_s, end), held)
         for counter in ("waiting", "running", "kv_used_blocks"):
             label = f"{counter} of worker {worker}"
             yield {"ph": "C", "pid": WORKERS, "name": label, "ts": end * MICRO, "args": {counter: held[counter]}}
@@ -68,11 +73,10 @@ def _name(step: Mapping[str, float]) -> str:
     return "prefill" if step["chunk_tokens"] else "decode"
 
 
-def _slice(
-    name: str, process: int, thread: int, start_s: float, end_s: float, arguments: Mapping[str, float]
-) -> dict[str, Any]:
+def _slice(name: str, worker: int, span_s: tuple[float, float], arguments: Mapping[str, float]) -> dict[str, Any]:
+    start_s, end_s = span_s
     span = {"ts": start_s * MICRO, "dur": (end_s - start_s) * MICRO}
-    return {"ph": "X", "pid": process, "tid": thread, "name": name, **span, "args": dict(arguments)}
+    return {"ph": "X", "pid": WORKERS, "tid": worker, "name": name, **span, "args": dict(arguments)}
 
 
 def _requests(trace: Trace) -> Iterator[dict[str, Any]]:

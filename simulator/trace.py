@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ class Trace:
     plan: ServingPlan
     requests: Requests
     prompt_tokens: Ints
-    columns: Mapping[str, NDArray[np.float64] | Ints]
+    columns: Mapping[str, NDArray[Any]]
     steps: tuple[Mapping[str, Array], ...]
     itl: tuple[Array, Array]
     limits: Limits
@@ -72,7 +73,8 @@ class Trace:
     @property
     def finished(self) -> NDArray[np.bool_]:
         """Which requests have their last token."""
-        return self.columns["state"] == State.FINISHED
+        found: NDArray[np.bool_] = self.columns["state"] == State.FINISHED
+        return found
 
     @property
     def output_tokens(self) -> Ints:
@@ -82,12 +84,14 @@ class Trace:
     @property
     def ttft_s(self) -> Array:
         """Time to first token of each request [s]."""
-        return self.columns["first_token_s"] - self.columns["arrival_s"]
+        found: Array = self.columns["first_token_s"] - self.columns["arrival_s"]
+        return found
 
     @property
     def e2e_s(self) -> Array:
         """Time from arrival to the last token of each request [s]."""
-        return self.columns["finish_s"] - self.columns["arrival_s"]
+        found: Array = self.columns["finish_s"] - self.columns["arrival_s"]
+        return found
 
     @property
     def tpot_s(self) -> Array:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import math
+from collections.abc import Callable
 
 import numpy as np
 from simpy.events import Event
@@ -22,6 +21,8 @@ LEAST_LEAP = 4
 """Steps from which one call for all of them is quicker than a call each."""
 MOST_LEAP = 1 << 14
 """Steps of one leap: bounds the arrays."""
+SHORTEST_STEP_S = 1e-9
+"""A step that takes no time is taken for one of this, where the length of a leap is guessed."""
 
 
 class Inbox:
@@ -74,13 +75,13 @@ class Worker:
         self,
         clock: Clock,
         index: int,
+        *,
         resolved: Resolved,
         service: Service,
         policy: BatchPolicy,
         limits: Limits,
         tape: Tape,
         on_end: Callable[[int], None],
-        *,
         leaps: bool = True,
         inbox: Inbox | None = None,
     ) -> None:
@@ -100,6 +101,7 @@ class Worker:
         self._start_s = 0.0
         self._encode_s = 0.0
         self._steps = 1
+        self._decode_s = 1e-3  # time of a step of decoding alone, lately: only guesses how far a leap may go
         self._ends: Array | None = None  # of the steps of a leap
         self._groups: list[list[float]] = []  # [time of the last token, decoding sequences that had theirs then]
         self._rejoined: dict[int, float] = {}
@@ -165,7 +167,9 @@ class Worker:
                 batch.form(self.policy.decide(batch))
         if not batch.chunks and not batch.decodes:
             if batch.running or batch.queue:
-                raise RuntimeError(f"worker {self.index} has {len(batch.running)} running requests and no step for them")
+                raise RuntimeError(
+                    f"worker {self.index} has {len(batch.running)} running requests and no step for them"
+                )
             known = self.inbox.next_s < math.inf
             self._flight = self.clock.at(self.inbox.next_s, self._wake) if known else None
             return
@@ -196,26 +200,32 @@ class Worker:
         """Return when the next steps of decoding alone end: as many as cannot differ."""
         batch, decode, service = self.batch, self.batch.decode, self.service
         size, keys = decode.size, decode.keys()
-        once = service.step_s((), 0, size, keys)
-        if self.most_leap == 1 or batch.preempted:  # behind a preemption, the next step may admit
-            return start + once
-        most, next_s = self.most_leap, math.inf
-        if not batch.queue and len(batch.running) < self.limits.max_sequences:  # the next arrival would be taken in
-            next_s = self.inbox.next_s
-            if next_s - start < most * once:
-                most = int((next_s - start) / once) + 1
-        steps = batch.steady_steps(most) if most >= LEAST_LEAP else 1
+        next_s = math.inf
+        steps = 1
+        if self.most_leap > 1 and not batch.preempted:  # behind a preemption, the next step may admit
+            most = self.most_leap
+            if not batch.queue and len(batch.running) < self.limits.max_sequences:  # the next arrival would be taken in
+                next_s = self.inbox.next_s
+                if next_s - start < most * self._decode_s:
+                    most = int((next_s - start) / self._decode_s) + 2
+            if most >= LEAST_LEAP:
+                steps = batch.steady_steps(most)
         if steps < LEAST_LEAP:
+            once = service.step_s((), 0, size, keys)
+            self._decode_s = max(once, SHORTEST_STEP_S)
             return start + once
         times = service.decode_steps_s(size, keys, decode.growth(), steps)
+        self._decode_s = max(float(times[0]), SHORTEST_STEP_S)
         times[0] += start
         ends: Array = times.cumsum()
-        if ends[-1] > next_s:
+        end = float(ends[-1])
+        if end > next_s:
             steps = int(ends.searchsorted(next_s)) + 1
             ends = ends[:steps]
+            end = float(ends[-1])
         if steps > 1:
             self._steps, self._ends = steps, ends
-        return float(ends[-1])
+        return end
 
     def _end(self, event: Event) -> None:
         """Hand over what the step brought, and go on."""
@@ -283,7 +293,7 @@ class Worker:
     def _note_begun(self, now: float, begun: list[int]) -> None:
         """Log first tokens, and the gaps of sequences that come back."""
         tape, until, groups = self.tape, self.batch.decode.until, self._groups
-        going = 0
+        going: float = 0
         for request in begun:
             if request in self._silent:
                 self.log.gap(now - self._silent.pop(request), 1)

@@ -122,7 +122,9 @@ def plan_of(path: str | None, deployment: Deployment) -> ServingPlan:
     given = [deployment.system, deployment.model, deployment.hardware]
     if path is not None:
         if any(given):
-            raise ValueError("PLAN.toml and --system, --model, --hardware exclude each other; change the file, or --set")
+            raise ValueError(
+                "PLAN.toml and --system, --model, --hardware exclude each other; change the file, or --set"
+            )
         return _with_settings(ServingPlan.read(path).model_dump(by_alias=True), deployment.set)
     if deployment.model is None or deployment.hardware is None:
         raise ValueError("simulate needs PLAN.toml, or --model and --hardware; see lvlm simulate --help")
@@ -159,7 +161,9 @@ def _with_settings(held: dict[str, Any], settings: tuple[str, ...]) -> ServingPl
         name, equals, value = text.partition("=")
         owner, dot, key = name.partition(".")
         if not (equals and dot) or owner not in ("pool", "policies"):
-            raise ValueError(f"--set {text!r} must read pool.KEY=VALUE or policies.KEY=VALUE, such as pool.max_batch=64")
+            raise ValueError(
+                f"--set {text!r} must read pool.KEY=VALUE or policies.KEY=VALUE, such as pool.max_batch=64"
+            )
         for target in held["pools"] if owner == "pool" else [held.setdefault("policies", {})]:
             target[key] = value
     try:
@@ -201,9 +205,7 @@ def requests_of(wanted: Traffic, seed: int) -> Requests:
     """Return the requests of a traffic."""
     if wanted.name in traffic.preset_names():
         rate, users = wanted.rate, wanted.concurrency
-        return traffic.preset(
-            wanted.name, rate, wanted.requests, seed, arrivals=wanted.arrivals, concurrency=users
-        )
+        return traffic.preset(wanted.name, rate, wanted.requests, seed, arrivals=wanted.arrivals, concurrency=users)
     if not Path(wanted.name).exists():
         raise unknown("workload", wanted.name, traffic.preset_names())
     if wanted.concurrency:

@@ -1,4 +1,4 @@
-"""When requests come: `poisson`, `gamma:cv=2`, `weibull:cv=2`, `uniform`, `on-off:on=10,off=30`, `diurnal:…`, `burst`."""
+"""When requests come: `poisson`, `gamma:cv=2`, `weibull:cv=2`, `uniform`, `on-off:on=10,off=30`, `diurnal`, `burst`."""
 
 from __future__ import annotations
 

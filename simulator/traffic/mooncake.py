@@ -46,7 +46,6 @@ def load(path: str | Path, n: int | None = None) -> Requests:
         times - times.min(),
         lengths["input_length"],
         lengths["output_length"],
-        parent=parent,
-        shared_text_tokens=shared,
+        links={"parent": parent, "shared_text_tokens": shared},
         name="mooncake",
     )

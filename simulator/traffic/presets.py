@@ -10,7 +10,7 @@ import numpy as np
 
 from costmodel import Image, Video
 from costmodel.errors import unknown
-from simulator.request import Items, Requests, requests_of
+from simulator.request import Requests, requests_of
 from simulator.traffic import sessions
 from simulator.traffic.arrivals import arrival_times
 from simulator.traffic.shapes import (
@@ -140,7 +140,9 @@ PRESETS: Final[Mapping[str, Preset]] = {
     **{f"epd-4k-{k}": Preset(f"{k} photos, 10 tokens out", EPD, fixed(64, 10, [PHOTO_12M] * k)) for k in (2, 4, 6, 8)},
     **{f"videomme-{k}": Preset(f"a video of {k} frames", VIDEOMME, _videomme(k)) for k in (8, 16, 32, 64)},
     **{
-        f"vllm-random-mm-{side}": Preset(f"one image of {side}x{side}", VLLM_BENCH, fixed(400, 150, [Image(side, side)]))
+        f"vllm-random-mm-{side}": Preset(
+            f"one image of {side}x{side}", VLLM_BENCH, fixed(400, 150, [Image(side, side)])
+        )
         for side in (640, 1024)
     },
     **{
@@ -149,9 +151,15 @@ PRESETS: Final[Mapping[str, Preset]] = {
     },
     "visionarena": Preset("one image, short question", "VisionArena-Chat; sizes and lengths are assumed", _visionarena),
     "muirbench": Preset("2 to 9 images, 2 tokens out", "MUIRBench: 4.3 images a question; sizes assumed", _muirbench),
-    "sharegpt4o": Preset("one image, an answer of 200 tokens", "ShareGPT-4o; sizes and lengths are assumed", _sharegpt4o),
-    "document-pages": Preset("one page of 1275x1650 to 1786x2526, 1024 out", "vLLM issue 58266 and OCR use", _documents),
-    "sliding-window-chat": Preset("8 turns, the last 5 images in the prompt", "HydraInfer", sessions.sliding_window_chat),
+    "sharegpt4o": Preset(
+        "one image, an answer of 200 tokens", "ShareGPT-4o; sizes and lengths are assumed", _sharegpt4o
+    ),
+    "document-pages": Preset(
+        "one page of 1275x1650 to 1786x2526, 1024 out", "vLLM issue 58266 and OCR use", _documents
+    ),
+    "sliding-window-chat": Preset(
+        "8 turns, the last 5 images in the prompt", "HydraInfer", sessions.sliding_window_chat
+    ),
     "text-chat": Preset("5 turns of text under 4 system prompts of 800 tokens", "assumed", sessions.text_chat),
     "streaming-video": Preset("a piece of video every 4 s, 12 pieces", "assumed", sessions.streaming_video),
     "azure-lmm": Preset("1 to 16 images or text alone", "ModServe's Azure trace, quantiles off its plots", _azure),
@@ -209,20 +217,16 @@ def preset(
     drawn = PRESETS[name].draw(n, lengths)
     if concurrency:
         return requests_of(
-            np.zeros(n), drawn.text, drawn.output, items=drawn.items, concurrency=concurrency, name=name, **drawn.links
+            np.zeros(n),
+            drawn.text,
+            drawn.output,
+            items=drawn.items,
+            concurrency=concurrency,
+            name=name,
+            links=drawn.links,
         )
     arrival_s = arrival_times(arrivals, rate or 1.0, n, times)
     after = drawn.links.get("after")
-    if after is not None and drawn.think_s is not None:
-        arrival_s, drawn = _by_session(drawn, arrival_s, after)
-    return requests_of(arrival_s, drawn.text, drawn.output, items=drawn.items, name=name, **drawn.links)
-
-
-def _by_session(drawn: Drawn, arrival_s: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, Drawn]:  # type: ignore[type-arg]
-    """Return times at which sessions begin at the given overall rate, and thinking times for their later turns."""
-    if drawn.think_s is None:
-        return arrival_s, drawn
-    return np.where(after < 0, arrival_s, drawn.think_s), drawn
-
-
-__all__ = ["PRESETS", "Items", "Preset", "preset", "preset_names"]
+    if after is not None and drawn.think_s is not None:  # sessions begin at the rate; their later turns follow
+        arrival_s = np.where(after < 0, arrival_s, drawn.think_s)
+    return requests_of(arrival_s, drawn.text, drawn.output, items=drawn.items, name=name, links=drawn.links)

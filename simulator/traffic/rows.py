@@ -1,4 +1,4 @@
-"""Our own tables: a CSV with arrival_s, text_tokens, output_tokens and, if there are pictures, how many and how large."""
+"""Our own tables: CSV with arrival_s, text_tokens, output_tokens and, if there are pictures, number and size."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from costmodel import Image, Video
-from simulator.request import NONE, Items
+from simulator.request import NONE, Ints, Items
 from simulator.traffic.shapes import Drawn, Generator, exponential_tokens
 
 THINK_S = 10.0
@@ -45,7 +45,7 @@ def sliding_window_chat(n: int, rng: Generator, *, turns: int = 8, window: int =
     return Drawn(text, answer, items, links, rng.exponential(THINK_S, n))
 
 
-def _running(values: np.ndarray, turns: int, window: int) -> np.ndarray:  # type: ignore[type-arg]
+def _running(values: Ints, turns: int, window: int) -> Ints:
     """Return, by turn, the sum of a column over the turns that its prompt shows, its own included."""
     total = np.zeros_like(values)
     for back in range(window):

@@ -10,7 +10,8 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from simulator import Report, Requests, ServingPlan, Slo, Trace, check, report, simulate as run
+from simulator import Report, Requests, ServingPlan, Slo, Trace, check, report
+from simulator import simulate as run
 from simulator.report import confidence
 from simulator.rows import write_rows
 from simulator.timeline import write_timeline
@@ -67,7 +68,7 @@ def simulate(
         values["confidence"] = confidence(reports)
     if others:
         values["compare"] = {name: other.as_dict() for name, other in others.items()}
-    inputs = {"plan": wanted.model_dump(mode="json", by_alias=True), "workload": comes.model_dump()}
+    inputs: dict[str, Any] = {"plan": wanted.model_dump(mode="json", by_alias=True), "workload": comes.model_dump()}
     inputs |= {"slo": slo.model_dump(), "seed": asked.seed, "seeds": asked.seeds}
     every = {serving_name(wanted): reports[0], **others}
     emit(

@@ -1,12 +1,12 @@
 """Random workers and traffic for the fuzz tests."""
 
-from hypothesis import strategies as st
 import numpy as np
+from hypothesis import strategies as st
 
 from costmodel import Image
+from simulator import Pool, ServingPlan
 from simulator.request import Items, requests_of
 from simulator.service import Capacity, LinearService, ReadRule
-from simulator import Pool, ServingPlan
 from simulator.serving_plan import Policies
 
 SIZES = (Image(280, 280), Image(560, 560), Image(1120, 560))
@@ -14,7 +14,11 @@ SIZES = (Image(280, 280), Image(560, 560), Image(1120, 560))
 
 @st.composite
 def services(draw):
-    rules = draw(st.sampled_from([(ReadRule(),), (ReadRule(), ReadRule(0.5, 40)), (ReadRule(cap=24), ReadRule(fixed=3.0, share=0.0))]))
+    rules = draw(
+        st.sampled_from(
+            [(ReadRule(),), (ReadRule(), ReadRule(0.5, 40)), (ReadRule(cap=24), ReadRule(fixed=3.0, share=0.0))]
+        )
+    )
     block = draw(st.sampled_from([1, 4, 16]))
     sequences = draw(st.integers(1, 12))
     return LinearService(
@@ -70,7 +74,7 @@ def traffic(draw):
     arrival = np.cumsum(gaps)
     if kind == "chat":
         arrival = np.where(links["after"] >= 0, gaps, arrival)
-    return requests_of(arrival, text, output, items=items, concurrency=concurrency, **links)
+    return requests_of(arrival, text, output, items=items, concurrency=concurrency, links=links)
 
 
 @st.composite

@@ -7,7 +7,6 @@ from simulator.laws import check
 from simulator.trace import same
 from tests.simulator.fuzz import plans, services, traffic
 
-
 QUICK = [Phase.explicit, Phase.reuse, Phase.generate]  # to shrink a simulation takes minutes
 
 

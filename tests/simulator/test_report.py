@@ -145,7 +145,10 @@ def test_an_unloaded_request_takes_what_the_prediction_says():
     requests = traffic.preset("image-1080p-1", 0.01, 1, 0)
     trace = simulate(PLAN, requests)
     p = predict(
-        "qwen2.5-vl-7b", "h100-sxm5-80gb", Workload([Image(1920, 1080)], text_tokens=64, output_tokens=150), engine="vllm"
+        "qwen2.5-vl-7b",
+        "h100-sxm5-80gb",
+        Workload([Image(1920, 1080)], text_tokens=64, output_tokens=150),
+        engine="vllm",
     )
     assert trace.ttft_s[0] == pytest.approx(float(p.ttft_s), rel=0.02)
     assert trace.tpot_s[0] == pytest.approx(float(p.tpot_s), rel=0.02)

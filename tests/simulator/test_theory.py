@@ -104,7 +104,9 @@ def test_several_servers_wait_as_mmc():
     for seed in range(SEEDS):
         rng = np.random.default_rng(seed)
         trace = cpu_trace(poisson(servers * load, 12_000, rng), rng.exponential(1.0, (12_000, 1)), servers=servers)
-        found.append((trace.columns["queued_s"] - trace.columns["arrival_s"] - trace.columns["preprocess_s"])[1500:].mean())
+        found.append(
+            (trace.columns["queued_s"] - trace.columns["arrival_s"] - trace.columns["preprocess_s"])[1500:].mean()
+        )
     agree(found, erlang_c(servers, servers * load) / (servers * (1 - load)))
 
 

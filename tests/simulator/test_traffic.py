@@ -136,8 +136,10 @@ def test_a_closed_loop_never_has_more_in_the_system():
 
 def test_every_format_is_found_by_its_head_and_only_there(tmp_path):
     heads = {
-        "azure": "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,480,10\n2023-11-16 18:17:04.5,31,8\n",
-        "burstgpt": "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,x\n9,GPT-4,10,0,10,x\n",
+        "azure": "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:17:03.9799600,480,10\n2023-11-16 18:17:04.5,31,8\n",
+        "burstgpt": "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "5,ChatGPT,472,18,490,x\n9,GPT-4,10,0,10,x\n",
         "mooncake": '{"timestamp": 0, "input_length": 1100, "output_length": 5, "hash_ids": [0, 1, 2]}\n'
         '{"timestamp": 27, "input_length": 900, "output_length": 6, "hash_ids": [0, 9]}\n',
         "rows": "arrival_s,text_tokens,output_tokens,images,width,height\n0.5,10,3,2,640,480\n0.1,8,4,0,,\n",
@@ -180,7 +182,10 @@ def test_real_traces_run(shared_data, name):
         ({"parent": [1, -1]}, "must name an earlier request"),
         ({"output": [5, 0]}, "output_tokens must be at least 1"),
         ({"max_output_tokens": [4, 5]}, "must be output_tokens or more"),
-        ({"items": Items(np.array([0, 1, 1]), np.zeros(1, int), np.zeros(1, int), np.array([9]), (Image(28, 28),))}, "rise"),
+        (
+            {"items": Items(np.array([0, 1, 1]), np.zeros(1, int), np.zeros(1, int), np.array([9]), (Image(28, 28),))},
+            "rise",
+        ),
     ],
 )
 def test_columns_that_no_traffic_has_are_refused(columns, message):
@@ -188,4 +193,4 @@ def test_columns_that_no_traffic_has_are_refused(columns, message):
     arrays = {key: value if key == "items" else np.array(value) for key, value in given.items()}
     arrival, text, output = (arrays.pop(key) for key in ("arrival", "text", "output"))
     with pytest.raises(ValueError, match=message):
-        requests_of(arrival, text, output, **arrays)
+        requests_of(arrival, text, output, items=arrays.pop("items", None), links=arrays)

@@ -1,4 +1,4 @@
-"""What a worker does in small cases that can be worked out by hand: vLLM V1's rules, the policies, preemption, caches."""
+"""What a worker does in small cases that can be worked out by hand: rules of vLLM V1, policies, preemption, caches."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from simulator.batching import Decision, batch_policy, policy_names
 from simulator.encoder_cache import EncoderCache
 from simulator.kv_cache import KvCache, Node
 from simulator.request import LIFE, Items, RequestView, State, requests_of
-from simulator.serving_plan import Policies
 from simulator.service import Capacity, LinearService
+from simulator.serving_plan import Policies
 from simulator.tape import Tape
 
 BASE, TOKEN, SEQUENCE = 1.0, 0.001, 0.01
@@ -25,7 +25,11 @@ def serve(text, output, arrival=None, *, batch="vllm", capacity=None, items=None
     )  # fmt: skip
     links = {key: np.array(more.pop(key)) for key in ("parent", "shared_text_tokens", "shared_items") if key in more}
     requests = requests_of(
-        np.zeros(n) if arrival is None else np.array(arrival), np.array(text), np.array(output), items=items, **links
+        np.zeros(n) if arrival is None else np.array(arrival),
+        np.array(text),
+        np.array(output),
+        items=items,
+        links=links,
     )
     plan = ServingPlan(
         model="any",
@@ -57,7 +61,13 @@ def pictures(counts, tokens, content=None, before=None):
 
 def test_a_prompt_is_computed_in_chunks_of_the_budget_and_then_decodes():
     trace = serve([250], [3])
-    assert steps(trace, "chunk_tokens", "finishing", "decoding") == [(100, 0, 0), (100, 0, 0), (50, 1, 0), (0, 0, 1), (0, 0, 1)]
+    assert steps(trace, "chunk_tokens", "finishing", "decoding") == [
+        (100, 0, 0),
+        (100, 0, 0),
+        (50, 1, 0),
+        (0, 0, 1),
+        (0, 0, 1),
+    ]
     assert trace.ttft_s[0] == pytest.approx(3 * BASE + 250 * TOKEN)
     assert trace.tpot_s[0] == pytest.approx(BASE + SEQUENCE)
 
@@ -137,7 +147,7 @@ def test_the_encoder_runs_before_the_step_and_everybody_waits():
 
 
 def test_a_chunk_ends_before_a_picture_that_the_budget_cannot_encode():
-    """150 and 100 embeddings do not fit 200 in one step: the second waits for the next, where the first is in the KV."""
+    """150 and 100 embeddings do not fit 200 in one step: the second waits for the next, where the first is in KV."""
     trace = serve([10], [1], items=pictures([2], [150, 100]), capacity={"chunk_tokens": 1000})
     assert steps(trace, "chunk_tokens", "encoded_items") == [(150, 1), (110, 1)]
 
@@ -261,7 +271,10 @@ def test_what_a_policy_does_with_a_request_does_not_depend_on_answers_to_come(na
 
 @pytest.mark.parametrize(
     ("pool", "message"),
-    [({"max_batch": 500}, "token_budget=100 must be max_sequences=500"), ({"token_budget": 4}, "token_budget=4 must be")],
+    [
+        ({"max_batch": 500}, "token_budget=100 must be max_sequences=500"),
+        ({"token_budget": 4}, "token_budget=4 must be"),
+    ],
 )
 def test_settings_that_no_engine_starts_with_are_refused_in_one_line(pool, message):
     with pytest.raises(ValueError, match=message) as error:
