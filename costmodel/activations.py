@@ -36,6 +36,8 @@ class Activations:
         Pixels, embeddings and logits that every request of the batch keeps [bytes].
     fixed_bytes : float or ndarray
         What techniques need while the stage runs [bytes].
+    unfinished_bytes : float or ndarray
+        What a request holds until its prefill ends: keys and values that are evicted then [bytes].
     """
 
     row_bytes: float
@@ -43,24 +45,37 @@ class Activations:
     most_rows: Quantity
     request_bytes: Quantity
     fixed_bytes: Quantity
+    unfinished_bytes: Quantity = 0.0
+
+    @property
+    def _unfinished(self) -> Quantity:
+        """Requests whose prefill is under way at once: those of a full pass, and at least one."""
+        return np.maximum(self.most_rows / np.maximum(self.rows, 1.0), 1.0)
 
     def at(self, batch: Quantity) -> Quantity:
         """Return the activations of a batch [bytes]."""
         rows = np.minimum(batch * self.rows, self.most_rows)
-        return rows * self.row_bytes + batch * self.request_bytes + self.fixed_bytes
+        unfinished = np.minimum(batch, self._unfinished) * self.unfinished_bytes
+        return rows * self.row_bytes + batch * self.request_bytes + unfinished + self.fixed_bytes
 
     def largest_batch(self, free_bytes: float, cache_bytes: Quantity) -> Quantity:
         """Return how many requests fit beside each other: either the chunk is full, or all rows are in flight."""
         free, each = free_bytes - self.fixed_bytes, cache_bytes + self.request_bytes
-        chunk_full = (free - self.most_rows * self.row_bytes) / each
-        all_rows = free / (each + self.rows * self.row_bytes)
+        chunk_full = (free - self.most_rows * self.row_bytes - self._unfinished * self.unfinished_bytes) / each
+        all_rows = free / (each + self.rows * self.row_bytes + self.unfinished_bytes)
         return np.maximum(chunk_full, all_rows)
 
 
-def activations(query: Query, structure: Structure) -> list[Activations]:
-    """Return the activations of encode (if there is an encoder) and of prefill."""
-    encode = [_encode_activations(query, structure)] if query.model.vision else []
-    return [*encode, _prefill_activations(query, structure)]
+def activations(query: Query, structure: Structure, *, evicted_bytes: Quantity = 0.0) -> list[Activations]:
+    """Return the activations of encode (if there is an encoder) and of prefill.
+
+    Parameters
+    ----------
+    evicted_bytes : float or ndarray
+        Keys and values of one request that are evicted when its prefill ends [bytes].
+    """
+    encode = [_encode_activations(query, structure)] if query.model.vision and structure.encoder else []
+    return [*encode, _prefill_activations(query, structure, evicted_bytes)]
 
 
 def _widest_row_bytes(structure: Structure, tower: Literal["encoder", "decoder"]) -> float:
@@ -102,11 +117,11 @@ def _encode_activations(query: Query, structure: Structure) -> Activations:
         rows=media.rows,
         most_rows=np.maximum(query.engine.encoder_chunk_tokens * rows_per_token, media.largest_rows),
         request_bytes=pixels + embeddings,
-        fixed_bytes=_overhead_bytes(query, "encode"),
+        fixed_bytes=np.maximum(_overhead_bytes(query, "encode"), _overhead_bytes(query, "adapt")),
     )
 
 
-def _prefill_activations(query: Query, structure: Structure) -> Activations:
+def _prefill_activations(query: Query, structure: Structure, evicted_bytes: Quantity) -> Activations:
     widths, decoder = structure.linear_widths, query.model.decoder
     visual, other = turn_tokens(query, query.turns[0])
     logits = decoder.vocabulary / widths.tp * LOGIT_BYTES
@@ -115,7 +130,8 @@ def _prefill_activations(query: Query, structure: Structure) -> Activations:
         rows=visual + other,
         most_rows=query.engine.prefill_chunk_tokens,
         request_bytes=visual * decoder.width * widths.state_bytes + logits,
-        fixed_bytes=_overhead_bytes(query, "prefill"),
+        fixed_bytes=np.maximum(_overhead_bytes(query, "prefill"), _overhead_bytes(query, "decode")),
+        unfinished_bytes=evicted_bytes,
     )
 
 

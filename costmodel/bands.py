@@ -50,7 +50,7 @@ class Spread(Protocol):
 
     @property
     def below_s(self) -> tuple[float, ...]:
-        """How far errors of each kind, and last of the host, may shorten it [s]."""
+        """How far errors of each kind, of the host and of the software may shorten it [s]."""
 
     @property
     def above_s(self) -> tuple[float, ...]:

@@ -26,10 +26,14 @@ def weight_bytes_each(bits: float) -> float:
     return (bits + scales) / BITS_PER_BYTE
 
 
-def kv_bytes_each(bits: float) -> float:
-    """Return the bytes of one cached number, its share of scale and zero point included below eight bits [bytes]."""
-    scales = 2 * SCALE_BITS / KV_GROUP if bits < BITS_PER_BYTE else 0.0
-    return (bits + scales) / BITS_PER_BYTE
+def kv_bytes_each(bits: float, scale_bits: float | None = None) -> float:
+    """Return the bytes of one cached number, its share of scale and zero point included [bytes].
+
+    Where `scale_bits` does not say how much that is, numbers below eight bits share them in groups of `KV_GROUP`.
+    """
+    if scale_bits is None:
+        scale_bits = 2 * SCALE_BITS / KV_GROUP if bits < BITS_PER_BYTE else 0.0
+    return (bits + scale_bits) / BITS_PER_BYTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class Widths:
     ----------
     weight_bits, activation_bits, kv_bits : float
         Of weights, of the inputs of matrix products, of cached keys and values.
+    kv_scale_bits : float or None
+        Of scale and zero point, for each cached number; None is the rule of `kv_bytes_each`.
     tp : int
         Devices that share every layer.
     ep : int
@@ -54,6 +60,12 @@ class Widths:
     tp: int = 1
     ep: int = 1
     expert_imbalance: float = 1.0
+    kv_scale_bits: float | None = None
+
+    @property
+    def cached_bytes(self) -> float:
+        """Bytes of one cached number [bytes]."""
+        return kv_bytes_each(self.kv_bits, self.kv_scale_bits)
 
     @property
     def expert_replicas(self) -> int:

@@ -24,6 +24,7 @@ from costmodel.base import Quantity
 from costmodel.errors import Unsupported, unknown
 from costmodel.layers import AttentionSpec, LayerSpec, MlpSpec
 from costmodel.models import DecoderSpec
+from costmodel.query import Query
 
 Convention = Literal["torch", "kernel", "fastv", "swiglu-mac", "gqa-mac"]
 CONVENTIONS: Final[tuple[Convention, ...]] = ("torch", "kernel", "fastv", "swiglu-mac", "gqa-mac")
@@ -87,3 +88,31 @@ def prefill_flops(decoder: DecoderSpec, tokens: Quantity | Sequence[Quantity], c
         raise ValueError(f"tokens has {len(schedule)} entries for {len(layers)} layers; give one number or one a layer")
     pairs = zip(layers, schedule, strict=True)
     return sum((layer_flops(layer, n, convention) for layer, n in pairs), start=0.0)
+
+
+def query_flops(query: Query, convention: Convention) -> Quantity:
+    """Return what a convention counts for prefill in the first turn of a query that techniques have edited.
+
+    Parameters
+    ----------
+    query : Query
+        Every layer is counted at the tokens that go through it: the schedule of a technique inside the language model.
+
+    Returns
+    -------
+    float or ndarray
+        Of the whole batch, heads and what techniques cost themselves not included [FLOP].
+    """
+    for run in query.model.decoder.runs:  # text alone skips layers of cross-attention: no formula has them
+        layer_flops(run.layer, 0.0, convention)
+    turn = query.turns[0]
+    visual, other = (
+        turn.visual_share * query.visual_tokens,
+        query.prompt_tokens - turn.visual_share * query.visual_tokens,
+    )
+    layers = (
+        segment.n_layers
+        * layer_flops(segment.layer, visual * segment.visual_keep + other * segment.text_keep, convention)
+        for segment in query.decoder
+    )
+    return query.batch * sum(layers, start=0.0)

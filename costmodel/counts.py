@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from costmodel.catalogue import load_model
-from costmodel.conventions import CONVENTIONS, Convention, prefill_flops
+from costmodel.conventions import CONVENTIONS, Convention, query_flops
 from costmodel.engine import EngineProfile, load_engine
 from costmodel.errors import unknown
 from costmodel.memory import kv_bytes_per_request
@@ -17,6 +18,7 @@ from costmodel.operators import FLOPS
 from costmodel.query import Query, Stage, build_query
 from costmodel.stages import DEVICE_STAGES, Structure
 from costmodel.sums import adapt_points, decode_points, encode_points, prefill_points
+from costmodel.techniques import Technique, compose
 from costmodel.workload import Workload
 
 WEIGHT_BYTES = 2
@@ -49,7 +51,12 @@ class Counts:
 
 
 def count(
-    model: str | ModelSpec, workload: Workload, *, convention: Convention = "kernel", batch: float = 1.0
+    model: str | ModelSpec,
+    workload: Workload,
+    *,
+    convention: Convention = "kernel",
+    batch: float = 1.0,
+    techniques: Sequence[Technique] = (),
 ) -> Counts:
     """Count the work of a request.
 
@@ -64,6 +71,8 @@ def count(
         engine needs. The others are published formulas for prefill alone, see `costmodel.conventions`.
     batch : float
         Requests counted together.
+    techniques : sequence of Technique
+        Applied in order; what they cost themselves is not counted.
 
     Raises
     ------
@@ -80,11 +89,12 @@ def count(
         raise unknown("convention", convention, CONVENTIONS)
     spec = load_model(model) if isinstance(model, str) else model
     query = build_query(spec, workload, counting_engine(convention), batch=batch)
-    parameters = spec.parameters()
+    query = compose(query, techniques) if techniques else query
+    parameters = query.model.parameters()
     return Counts(
         parameters=parameters,
         weight_bytes=parameters["total"] * WEIGHT_BYTES,
-        kv_bytes_per_token=spec.decoder.kv_bytes_per_token(),
+        kv_bytes_per_token=query.model.decoder.kv_bytes_per_token(),
         kv_bytes=float(batch * kv_bytes_per_request(_prompt_only(query))),
         kv_bytes_per_image=_cross_bytes_per_image(query),
         tokens=tokens(query),
@@ -129,8 +139,7 @@ def _flops(query: Query, convention: Convention) -> dict[str, float | None]:
     if convention in ("torch", "kernel"):
         by_stage: dict[str, float | None] = {stage: stage_flops(query, stage) for stage in DEVICE_STAGES}
         return {"decode_step" if name == "decode" else name: flops for name, flops in by_stage.items()}
-    prefill = query.batch * prefill_flops(query.model.decoder, query.prompt_tokens, convention)
-    return {"encode": None, "adapt": None, "prefill": float(prefill), "decode_step": None}
+    return {"encode": None, "adapt": None, "prefill": float(query_flops(query, convention)), "decode_step": None}
 
 
 def stage_flops(query: Query, stage: Stage) -> float:

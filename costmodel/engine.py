@@ -127,6 +127,8 @@ class EngineProfile(Frozen):
         not faster, unless it is replayed as a graph, as stages that are not named are.
     host_low, host_high : float or None
         Band of these times, as in `KindEfficiency`.
+    software_low, software_high : float or None
+        Band of whole stages on the device beyond the errors of their kernels, as in `KindEfficiency`.
     concatenates_cache : bool
         Whether a step writes the whole cache anew to append a token, instead of filling pages.
     repeats_heads : bool
@@ -167,6 +169,8 @@ class EngineProfile(Frozen):
     layer_host_s: FrozenMap[NotNegative] = Field(default_factory=dict, validate_default=True)
     host_low: Annotated[float, Field(le=0, gt=-1)] | None = None
     host_high: NotNegative | None = None
+    software_low: Annotated[float, Field(le=0, gt=-1)] | None = None
+    software_high: NotNegative | None = None
     concatenates_cache: bool = False
     repeats_heads: bool = False
     fuses_elementwise: bool = True

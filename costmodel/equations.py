@@ -86,5 +86,5 @@ def weights_operator(decoder: DecoderSpec, sums: Sums, *, weight_bits: float, n_
 def cache_operator(entry: KVEntry, work: Work, *, n_devices: int) -> Operator:
     """Return the cache of Eq. 6."""
     width = entry.mixer.state_width if isinstance(entry.mixer, RecurrentSpec) else entry.mixer.cached_width
-    each = width * entry.bits / BITS_PER_BYTE / n_devices
+    each = width * (entry.bits + (entry.scale_bits or 0.0)) / BITS_PER_BYTE / n_devices
     return Operator("decode.eq6_cache", Kind.DECODE_ATTENTION, entry.n_layers, kv_bytes=work.keys * each)

@@ -45,7 +45,7 @@ class TurnTimes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluator:
-    """A query on a device: the operator tables it needs, found once."""
+    """A query on a device: the operator tables it needs, found once; `drafting` is that of the query's draft."""
 
     query: Query
     hardware: HardwareProfile
@@ -53,11 +53,15 @@ class Evaluator:
     kernels: Kernels
     is_sweep: bool = False
     kept_points: dict[tuple[Stage, int], Points] = field(default_factory=dict)
+    drafting: Evaluator | None = None
 
     @staticmethod
     def of(query: Query, hardware: HardwareProfile, *, is_sweep: bool = False) -> Evaluator:
-        """Return the evaluator of a query on a device."""
-        return Evaluator(query, hardware, Structure.of(query), kernels_of(query, hardware), is_sweep)
+        """Return the evaluator of a query on a device, and with it that of its draft."""
+        drafts = query.drafting
+        drafting = None if drafts is None else Evaluator.of(drafts, hardware, is_sweep=is_sweep)
+        structure, kernels = Structure.of(query), kernels_of(query, hardware)
+        return Evaluator(query, hardware, structure, kernels, is_sweep, drafting=drafting)
 
     def table(self, stage: Stage) -> OperatorTable:
         """Return the operators of a stage."""
@@ -85,29 +89,30 @@ class Evaluator:
 
         Hidden ones count for what the stage waits for them.
         """
-        found = [(o, float(operator_s(o, self.kernels))) for o in self._added(stage, hidden=False)]
-        hidden = [(o, float(operator_s(o, self.kernels))) for o in self._added(stage, hidden=True)]
+        turn = self.query.turns[0]
+        found = [(o, float(operator_s(o, self.kernels))) for o in self._added(stage, turn, hidden=False)]
+        hidden = [(o, float(operator_s(o, self.kernels))) for o in self._added(stage, turn, hidden=True)]
         together = sum(seconds for _, seconds in hidden)
         if together:
-            waits = float(self.waiting_s(stage, self._serial_s(stage, self.query.turns[0])))
+            waits = float(self.waiting_s(stage, turn, self._serial_s(stage, turn)))
             found += [(o, seconds * waits / together) for o, seconds in hidden]
         return found
 
-    def _added(self, stage: Stage, *, hidden: bool) -> list[Operator]:
+    def _added(self, stage: Stage, turn: Turn, *, hidden: bool) -> list[Operator]:
         wanted = (o for o in self.query.overheads if o.stage == stage and o.hidden == hidden)
-        return [operator for overhead in wanted for operator in overhead.operators]
+        return [operator for overhead in wanted for operator in overhead.in_turn(turn)]
 
-    def overhead_s(self, stage: Stage) -> Quantity:
+    def overhead_s(self, stage: Stage, turn: Turn) -> Quantity:
         """Return what techniques add to a stage one after another, of decode to one step [s]."""
         if not self.query.overheads:
             return 0.0
-        return sum((operator_s(o, self.kernels) for o in self._added(stage, hidden=False)), start=0.0)
+        return sum((operator_s(o, self.kernels) for o in self._added(stage, turn, hidden=False)), start=0.0)
 
-    def waiting_s(self, stage: Stage, stage_s: Quantity) -> Quantity:
+    def waiting_s(self, stage: Stage, turn: Turn, stage_s: Quantity) -> Quantity:
         """Return how long a stage, of decode one step, waits for what techniques run beside it [s]."""
         if not self.query.overheads:
             return 0.0
-        beside = sum((operator_s(o, self.kernels) for o in self._added(stage, hidden=True)), start=0.0)
+        beside = sum((operator_s(o, self.kernels) for o in self._added(stage, turn, hidden=True)), start=0.0)
         return np.maximum(beside - stage_s, 0.0)
 
     def bound(self, operator: Operator) -> Literal["compute", "memory"]:
@@ -142,18 +147,39 @@ class Evaluator:
     def _serial_s(self, stage: Stage, turn: Turn) -> Quantity:
         """Return the time of a stage, of decode of the mean step, before it waits for anything beside it [s]."""
         if stage == "preprocess":
-            return preprocess_s(self.query, self.hardware, turn) + self.overhead_s(stage)
+            return preprocess_s(self.query, self.hardware, turn) + self.overhead_s(stage, turn)
         times = self._point_times(stage, turn)
         if stage == "decode":
-            return times[-1] + self.overhead_s(stage) + self.host_s(stage)
+            return times[-1] + self.overhead_s(stage, turn) + self.host_s(stage)
         counts = self.points(stage, turn).counts
-        total = sum((count * time for count, time in zip(counts, times, strict=True)), start=self.overhead_s(stage))
+        total = sum(
+            (count * time for count, time in zip(counts, times, strict=True)), start=self.overhead_s(stage, turn)
+        )
         return total + self.host_s(stage) if stage == "prefill" else total
 
-    def stage_s(self, stage: Stage, turn: Turn) -> Quantity:
-        """Return the time of a stage, of decode of the mean step [s]."""
+    def own_s(self, stage: Stage, turn: Turn) -> Quantity:
+        """Return the time of a stage without a draft's part in it, of decode of the mean step [s]."""
         serial = self._serial_s(stage, turn)
-        return serial + self.waiting_s(stage, serial)
+        return serial + self.waiting_s(stage, turn, serial)
+
+    def draft_s(self, stage: Stage, turn: Turn) -> Quantity:
+        """Return the time of the draft in a stage, of decode of all its passes in a round [s].
+
+        The host is waited for once a round; what it takes to issue the kernels of a pass is the pass's own.
+        """
+        draft, drafting = self.query.draft, self.drafting
+        if draft is None or drafting is None or not draft.runs(stage):
+            return 0.0
+        own = drafting.own_s(stage, turn)
+        return draft.passes * (own - drafting.host_s("decode")) if stage == "decode" else own
+
+    def stage_s(self, stage: Stage, turn: Turn) -> Quantity:
+        """Return the time of a stage, of decode of the mean step: a round shared out over its tokens [s]."""
+        own, draft = self.own_s(stage, turn), self.query.draft
+        if draft is None:
+            return own
+        joined = draft.joined_s(stage, own, self.draft_s(stage, turn))
+        return joined / draft.round_tokens if stage == "decode" else joined
 
     def turn(self, turn: Turn) -> TurnTimes:
         """Return the times of a turn, as arrays of one or more points."""

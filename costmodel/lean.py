@@ -143,22 +143,27 @@ class LeanChunk:
 class LeanStep:
     """One operator of decode attention."""
 
-    sequences: Terms
-    keys: Terms
-    calls: Terms
+    drivers: tuple[Terms, ...]
     table: DecodeTable
     lines: dict[float, Line]
 
+    @staticmethod
+    def of(step: DecodeTable) -> LeanStep:
+        """Return an operator without arrays."""
+        return LeanStep(tuple(_terms(driver) for driver in step.drivers), step, {})
+
     def total_s(self, sums: Sequence[float]) -> float:
         """Return its time [s]."""
-        calls, rows = _dot(self.calls, sums), _dot(self.sequences, sums)
+        calls, queries, pairs, keys = (_dot(terms, sums) for terms in self.drivers)
         if not calls:
             return 0.0
-        each = rows / calls
-        line = self.lines.get(each)
+        each = max(pairs / max(keys, TINY), 1.0)
+        sequences = queries / each
+        line = self.lines.get(sequences / calls)
         if line is None:
-            line = self.lines[each] = Line.of(self.table, each)
-        return calls * line.read(_dot(self.keys, sums) / max(rows, TINY))
+            line = self.lines[sequences / calls] = Line.of(self.table, sequences / calls)
+        seconds = calls * line.read(keys / max(sequences, TINY))
+        return max(seconds, pairs * self.table.pair_s) if each > 1.0 else seconds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,10 +177,7 @@ class LeanTable:
         """Return the table without arrays."""
         groups = [LeanGroup.of(group) for group in table.groups.groups]
         chunks = [lean for part in table.chunks for lean in LeanChunk.of(part)]
-        steps = [
-            LeanStep(_terms(step.sequences), _terms(step.keys), _terms(step.calls), step, {}) for step in table.steps
-        ]
-        return LeanTable((*groups, *chunks, *steps))
+        return LeanTable((*groups, *chunks, *(LeanStep.of(step) for step in table.steps)))
 
     def total_s(self, sums: Sequence[float]) -> float:
         """Return the time of all operators [s]."""

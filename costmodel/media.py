@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,18 @@ from costmodel.workload import CODECS, Video, Workload
 class MediaTotals:
     """Totals over the images and videos of one request.
 
-    The names are those of `MediaCost`; `item_rows` are its `rows`, `coded_pixels` the pixels of image files by codec,
-    in the order of `CODECS`.
+    The names are those of `MediaCost`, `item_rows` its `rows`; beside them stand:
+
+    Parameters
+    ----------
+    coded_pixels : tuple of float or ndarray
+        Pixels of image files by codec, in the order of `CODECS`.
+    frames : float or ndarray
+        Frames of all videos that the model is given.
+    video : MediaTotals or None
+        The part of the totals that is videos, where there are images beside them.
+    adapter_keep, adapter_patch_keep : float or ndarray
+        Shares of the tokens, and of the patches, that techniques leave to the adapter.
     """
 
     items: Quantity = 0.0
@@ -36,6 +47,29 @@ class MediaTotals:
     adapter_tokens: Quantity = 0.0
     item_rows: tuple[float, ...] = ()
     coded_pixels: tuple[Quantity, ...] = (0.0,) * len(CODECS)
+    frames: Quantity = 0.0
+    video: MediaTotals | None = None
+    adapter_keep: Quantity = 1.0
+    adapter_patch_keep: Quantity = 1.0
+
+    @property
+    def pictures(self) -> Quantity:
+        """Images, and frames of videos."""
+        if self.video is not None:
+            return self.items - self.video.items + self.frames
+        return self.frames if isinstance(self.frames, np.ndarray) or self.frames else self.items
+
+    def scaled(self, **factors: Quantity) -> MediaTotals:
+        """Return the totals with some of them multiplied, those of videos with the rest."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}  # quicker than replace
+        for name, by in factors.items():
+            values[name] = values[name] * by
+        if self.video is not None:
+            values["video"] = self.video.scaled(**factors)
+        return MediaTotals(**values)
+
+
+_FIELDS = tuple(field.name for field in fields(MediaTotals))
 
 
 def media_totals(model: ModelSpec, workload: Workload, *, executed: bool = False) -> MediaTotals:
@@ -60,17 +94,28 @@ def media_totals(model: ModelSpec, workload: Workload, *, executed: bool = False
     costs = media_costs(model.media, workload)
     if executed:
         costs = [cost.executed or cost for cost in costs]
-    totals = {name: float(sum(getattr(cost, name) for cost in costs)) for name in _SUMMED}
-    frame_pixels = sum(v.width * v.height * n_frames(model.media, v) for v in workload.videos)
+    everything = replace(_summed(costs), coded_pixels=tuple(map(float, workload.coded_pixels)))
+    if not workload.videos:
+        return everything
+    counts = [n_frames(model.media, video) for video in workload.videos]
+    pixels = sum(v.width * v.height * count for v, count in zip(workload.videos, counts, strict=True))
+    filmed: dict[str, Any] = {"frames": float(sum(counts)), "frame_pixels": float(pixels)}
+    if not workload.images:
+        return replace(everything, **filmed)
+    videos = replace(_summed(costs[len(workload.images) :]), **filmed)
+    return replace(everything, video=videos, **filmed)
+
+
+def _summed(costs: Sequence[MediaCost]) -> MediaTotals:
+    """Return the totals of several images or videos, but for the pixels of their files."""
+    totals: dict[str, Any] = {name: float(sum(getattr(cost, name) for cost in costs)) for name in _SUMMED}
     return MediaTotals(
         items=float(len(costs)),
         largest_rows=float(max(cost.largest_rows for cost in costs)),
-        frame_pixels=float(frame_pixels),
         adapter_tokens=float(
             sum(cost.visual_tokens if cost.adapter_tokens is None else cost.adapter_tokens for cost in costs)
         ),
         item_rows=tuple(float(cost.rows) for cost in costs),
-        coded_pixels=tuple(map(float, workload.coded_pixels)),
         **totals,
     )
 

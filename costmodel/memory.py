@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodel.activations import activations
+from costmodel.activations import Activations, activations
 from costmodel.base import Quantity
-from costmodel.blocks import kv_bytes_each, weight_bytes_each
+from costmodel.blocks import weight_bytes_each
 from costmodel.deployment import Parallelism
 from costmodel.hardware import HardwareProfile
 from costmodel.layers import AttentionSpec, CrossAttentionSpec, LatentAttentionSpec, LayerSpec, MoeSpec
@@ -17,7 +17,7 @@ from costmodel.memo import remember
 from costmodel.mixers import cached_width_on_device
 from costmodel.query import MAX_BATCH, KVEntry, Query
 from costmodel.stages import Structure
-from costmodel.sums import kept_tokens
+from costmodel.sums import evicted_tokens, kept_tokens
 from costmodel.units import BITS_PER_BYTE
 
 
@@ -32,7 +32,8 @@ class Memory:
     kv_bytes : float
         Cached keys and values at the end of the answer, in whole blocks.
     encode_activation_bytes, prefill_activation_bytes : float
-        Activations of the two stages that have most; they do not run at the same time.
+        Activations of the two stages that have most; they do not run at the same time. With those of prefill stand
+        keys and values that are evicted when it ends.
     reserve_bytes : float
         Context, kernels and graphs of the engine, and what fragments.
     capacity_bytes, usable_bytes : float
@@ -41,6 +42,8 @@ class Memory:
         One block of the cache in all layers; 0 where the model caches nothing that grows.
     host_kv_bytes : float
         Cached keys and values that are kept on the host.
+    draft_weights_bytes : float
+        Weights of a draft that the device keeps beside the model; its cache is part of `kv_bytes`.
     """
 
     vision_weights_bytes: float
@@ -53,11 +56,12 @@ class Memory:
     usable_bytes: float
     block_bytes: float
     host_kv_bytes: float = 0.0
+    draft_weights_bytes: float = 0.0
 
     @property
     def weights_bytes(self) -> float:
         """All weights."""
-        return self.vision_weights_bytes + self.language_weights_bytes
+        return self.vision_weights_bytes + self.language_weights_bytes + self.draft_weights_bytes
 
     @property
     def activation_bytes(self) -> float:
@@ -86,19 +90,65 @@ def memory(query: Query, hardware: HardwareProfile, structure: Structure | None 
     engine = query.engine
     structure = structure or Structure.of(query)
     vision, language = weights_bytes(structure)
-    live = [float(stage.at(query.replica_batch)) for stage in activations(query, structure)]
+    stages = activations(query, structure, evicted_bytes=evicted_bytes_per_request(query, structure))
+    live = [float(stage.at(query.replica_batch)) for stage in stages]
+    drafting = _draft_activations(query)
+    encoding = max([live[0] if len(live) > 1 else 0.0, *(float(s.at(query.replica_batch)) for s in drafting[:-1])])
     return Memory(
         vision_weights_bytes=vision,
         language_weights_bytes=language,
-        kv_bytes=float(query.replica_batch * kv_bytes_per_request(query, structure)),
-        encode_activation_bytes=live[0] if len(live) > 1 else 0.0,
-        prefill_activation_bytes=live[-1],
+        kv_bytes=float(query.replica_batch * (kv_bytes_per_request(query, structure) + draft_kv_bytes(query))),
+        encode_activation_bytes=encoding,
+        prefill_activation_bytes=max([live[-1], *(float(s.at(query.replica_batch)) for s in drafting[-1:])]),
         reserve_bytes=engine.reserve_bytes,
         capacity_bytes=hardware.memory_bytes,
         usable_bytes=hardware.memory_bytes * engine.memory_fraction,
-        block_bytes=engine.kv_block_tokens * bytes_per_token(structure),
+        block_bytes=engine.kv_block_tokens * (bytes_per_token(structure) + _draft_bytes_per_token(query)),
         host_kv_bytes=float(query.replica_batch * host_kv_bytes_per_request(query, structure)),
+        draft_weights_bytes=draft_weights_bytes(query),
     )
+
+
+def _draft_beside(query: Query) -> tuple[Query, Structure] | None:
+    """Return what a draft adds to the target's device, None where it adds nothing."""
+    draft, own = query.draft, query.drafting
+    if draft is None or own is None or not draft.keeps_on_device:
+        return None
+    return own, Structure.of(own)
+
+
+def draft_weights_bytes(query: Query) -> float:
+    """Return the weights of a draft that one device keeps beside the model [bytes].
+
+    A head has its layers, and the product that joins an embedding with the target's last state (EAGLE,
+    arXiv:2401.15077).
+    """
+    draft, beside = query.draft, _draft_beside(query)
+    if draft is None or beside is None:
+        return 0.0
+    _, structure = beside
+    if draft.origin == "head":
+        width, parallelism = structure.model.decoder.width, structure.parallelism
+        layers = sum(part.n_layers * _layer_parameters(part.layer, parallelism) for part in structure.decoder)
+        return (layers + 2 * width * width / parallelism.tp) * weight_bytes_each(structure.precision.weight_bits)
+    vision, language = weights_bytes(structure)
+    return language + vision * draft.own_encoder
+
+
+def draft_kv_bytes(query: Query) -> Quantity:
+    """Return the cache of a draft for one request that one device keeps beside the model's [bytes]."""
+    beside = _draft_beside(query)
+    return 0.0 if beside is None else kv_bytes_per_request(*beside)
+
+
+def _draft_bytes_per_token(query: Query) -> float:
+    beside = _draft_beside(query)
+    return 0.0 if beside is None else bytes_per_token(beside[1])
+
+
+def _draft_activations(query: Query) -> list[Activations]:
+    beside = _draft_beside(query)
+    return [] if beside is None else activations(*beside)
 
 
 def weights_bytes(structure: Structure) -> tuple[float, float]:
@@ -150,7 +200,7 @@ def stage_share(structure: Structure) -> float:
 
 def entry_bytes_per_token(entry: KVEntry, n_devices: int) -> float:
     """Return the bytes that one token takes in a cache entry on one device [bytes]."""
-    return entry.n_layers * cached_width_on_device(entry.mixer, n_devices) * kv_bytes_each(entry.bits)
+    return entry.n_layers * cached_width_on_device(entry.mixer, n_devices) * entry.bytes_each
 
 
 def bytes_per_token(structure: Structure) -> float:
@@ -172,6 +222,17 @@ def kv_bytes_per_request(query: Query, structure: Structure | None = None) -> Qu
     return total * stage_share(structure)
 
 
+def evicted_bytes_per_request(query: Query, structure: Structure) -> Quantity:
+    """Return what prefill holds of one request's cache on one device, and no step [bytes]."""
+    tp = structure.parallelism.tp
+    total: Quantity = 0.0
+    for entry in structure.kv:
+        kept = kept_tokens(query, entry)
+        more = _in_blocks(query, entry, kept + evicted_tokens(query, entry)) - _in_blocks(query, entry, kept)
+        total = total + more * entry_bytes_per_token(entry, tp)
+    return total * stage_share(structure)
+
+
 def host_kv_bytes_per_request(query: Query, structure: Structure) -> Quantity:
     """Return the cache of one request on the host of one device [bytes]."""
     away = (entry for entry in structure.kv if entry.placement != "gpu")
@@ -179,10 +240,14 @@ def host_kv_bytes_per_request(query: Query, structure: Structure) -> Quantity:
     return total * stage_share(structure)
 
 
-def _entry_bytes(query: Query, entry: KVEntry) -> Quantity:
+def _in_blocks(query: Query, entry: KVEntry, tokens: Quantity) -> Quantity:
+    """Return tokens of an entry in whole blocks."""
     block = query.engine.kv_block_tokens if entry.grows else 1.0
-    tokens = np.ceil(kept_tokens(query, entry) / block) * block
-    return tokens * entry_bytes_per_token(entry, query.parallelism.tp)
+    return np.ceil(tokens / block) * block
+
+
+def _entry_bytes(query: Query, entry: KVEntry) -> Quantity:
+    return _in_blocks(query, entry, kept_tokens(query, entry)) * entry_bytes_per_token(entry, query.parallelism.tp)
 
 
 def max_batch(query: Query, hardware: HardwareProfile, structure: Structure | None = None) -> int:
@@ -190,7 +255,9 @@ def max_batch(query: Query, hardware: HardwareProfile, structure: Structure | No
     engine = query.engine
     structure = structure or Structure.of(query)
     free = hardware.memory_bytes * engine.memory_fraction - engine.reserve_bytes - sum(weights_bytes(structure))
-    cache = kv_bytes_per_request(query, structure)
-    stages = activations(query, structure)
+    free -= draft_weights_bytes(query)
+    cache = kv_bytes_per_request(query, structure) + draft_kv_bytes(query)
+    stages = activations(query, structure, evicted_bytes=evicted_bytes_per_request(query, structure))
+    stages += _draft_activations(query)
     largest = int(min(max(0.0, min(float(stage.largest_batch(free, cache)) for stage in stages)), MAX_BATCH))
     return int(min(largest * query.parallelism.dp, MAX_BATCH))

@@ -75,7 +75,7 @@ def attention(name: str, work: Work, on: HeadWidths, *, kind: Kind, run: Run, ca
     .. [1] T. Dao et al., "FlashAttention", NeurIPS 2022.
     """
     widths, out_width = run.widths, on.qk_width + on.v_width
-    key_bytes = on.cached_width * kv_bytes_each(widths.kv_bits)
+    key_bytes = on.cached_width * widths.cached_bytes
     return Operator(
         name,
         kind,
@@ -113,7 +113,7 @@ def cache_write(name: str, rows: Quantity, *, rotated: float, cached: float, run
     ten (`apply_rotary_pos_emb` and `rotate_half` of `transformers`).
     """
     moved = ((10 if run.apart else 2) * rotated + cached / 2) * run.widths.state_bytes
-    kept = cached * kv_bytes_each(run.widths.kv_bits)
+    kept = cached * run.widths.cached_bytes
     return Operator(
         name,
         Kind.ELEMENTWISE,
@@ -232,7 +232,7 @@ def attend(
 
 def copied(name: str, keys: Quantity, *, read: float, written: float, run: Run) -> Operator:
     """Return a copy of cached keys and values, `read` numbers a key read and `written` written [bytes]."""
-    key_bytes = (read + written) * kv_bytes_each(run.widths.kv_bits)
+    key_bytes = (read + written) * run.widths.cached_bytes
     return Operator(
         name,
         Kind.ELEMENTWISE,

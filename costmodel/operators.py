@@ -9,7 +9,7 @@ Beside its work, an operator names its shape and what drives it, by which fitted
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final
 
@@ -109,6 +109,10 @@ class Operator:
     def drivers(self) -> tuple[Quantity, ...]:
         """Rows, pairs and keys, in the order of `DRIVERS`."""
         return self.rows, self.pairs, self.keys
+
+    def scaled(self, factor: Quantity) -> Operator:
+        """Return the operator with so many times the work."""
+        return replace(self, **{name: getattr(self, name) * factor for name in (*COLUMNS, *DRIVERS)})
 
 
 COLUMNS: Final = ("flops", "weight_bytes", "activation_bytes", "kv_bytes", "link_bytes", "messages", "launches")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def predict(
     workload : Workload
         What one request brings; its token counts may be arrays that broadcast.
     techniques : sequence of Technique
-        Applied in order.
+        Applied by place: frames first, weights last, and as given within one.
     batch : float or ndarray
         Requests that arrive and run together.
     precision : Precision, optional
@@ -83,7 +83,9 @@ def predict(
     device = load_hardware(hardware) if isinstance(hardware, str) else hardware
     profile = load_engine(engine) if isinstance(engine, str) else engine
     query = build_query(spec, workload, profile, batch=batch, precision=precision, parallelism=parallelism)
-    return evaluate(compose(query, techniques) if techniques else query, device)
+    if not techniques:
+        return evaluate(query, device)
+    return replace(evaluate(compose(query, techniques), device), techniques=tuple(techniques))
 
 
 def evaluate(query: Query, hardware: HardwareProfile) -> Prediction:
@@ -133,6 +135,8 @@ class Prediction:
         The times of every turn, for single points.
     evaluator : Evaluator or None
         What worked them out, for single points.
+    techniques : tuple of Technique
+        What rewrote the query.
 
     Notes
     -----
@@ -147,6 +151,7 @@ class Prediction:
     total_s: Quantity
     turns: tuple[TurnTimes, ...] = ()
     evaluator: Evaluator | None = None
+    techniques: tuple[Technique, ...] = ()
 
     @property
     def _evaluator(self) -> Evaluator:
@@ -200,8 +205,10 @@ class Prediction:
 
     @property
     def n_devices(self) -> int:
-        """Devices in use."""
-        return self.query.parallelism.devices
+        """Devices in use; a draft that works beside the target has its own."""
+        draft = self.query.draft
+        beside = draft.query.parallelism.devices if draft is not None and draft.parallel else 0
+        return self.query.parallelism.devices + beside
 
     @property
     def throughput_tokens_per_s(self) -> float:
@@ -209,17 +216,22 @@ class Prediction:
         return float(self.query.batch * self.query.turns[0].output_tokens / self.total_s)
 
     @functools.cached_property
-    def energy_j(self) -> float:
-        """Energy of all devices, those that wait included, for one request of the batch [J]."""
+    def stage_energy_j(self) -> dict[str, float]:
+        """Energy of all devices in every stage, those that wait included, for the whole batch [J]."""
         from costmodel.energy import stage_power_w
 
         parallelism, engine = self.query.parallelism, self.query.engine
-        joules = 0.0
+        joules = {}
         for name, stage in self.stages.items():
             busy_s = stage.busy_s * parallelism.busy(name)
             power = stage_power_w(self.hardware, engine, stage.share("compute"))
-            joules += busy_s * power + (stage.time_s * self.n_devices - busy_s) * self.hardware.idle_w
-        return joules / float(self.query.batch)
+            joules[name] = busy_s * power + (stage.time_s * self.n_devices - busy_s) * self.hardware.idle_w
+        return joules
+
+    @functools.cached_property
+    def energy_j(self) -> float:
+        """Energy of all devices, those that wait included, for one request of the batch [J]."""
+        return sum(self.stage_energy_j.values()) / float(self.query.batch)
 
     @property
     def co2_g(self) -> float:
@@ -246,6 +258,13 @@ class Prediction:
         a_step = 1 / max(float(self.turns[0].steps), 1.0)
         tpot = band_s(float(self.tpot_s), [stages["decode"]], engine, share=a_step)
         return None if ttft is None or tpot is None else {"ttft_s": ttft, "tpot_s": tpot}
+
+    @property
+    def quality(self) -> dict[str, Any] | None:
+        """Share of the model's quality that techniques keep, as far as it was published; None without techniques."""
+        from costmodel.quality import quality_dict
+
+        return quality_dict(self.techniques)
 
     @property
     def provenance(self) -> dict[str, dict[str, list[str]]]:

@@ -6,174 +6,47 @@ Structure (how the layers of a tower split into segments, which cache entries th
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 
 from costmodel.base import Quantity
 from costmodel.deployment import Parallelism, Precision, check_parallelism
 from costmodel.engine import EngineProfile
-from costmodel.layers import CrossAttentionSpec, LayerRun, LayerSpec, MixerSpec
+from costmodel.layers import CrossAttentionSpec, LayerRun
 from costmodel.media import MediaTotals, media_totals
 from costmodel.memo import remember
 from costmodel.models import ModelSpec
-from costmodel.operators import Operator
 from costmodel.recurrent import STATE_BITS, RecurrentSpec
-from costmodel.units import UNBOUNDED
+from costmodel.speculation import Draft
+from costmodel.state import STAGES, KVEntry, Overhead, Segment, Stage, Turn, causal_pairs
 from costmodel.workload import Workload
 
-Stage = Literal["preprocess", "encode", "adapt", "prefill", "decode"]
-STAGES: tuple[Stage, ...] = ("preprocess", "encode", "adapt", "prefill", "decode")
+__all__ = [
+    "MAX_BATCH",
+    "STAGES",
+    "KVEntry",
+    "Overhead",
+    "Query",
+    "Segment",
+    "Stage",
+    "Turn",
+    "build_query",
+    "cache_entries",
+    "causal_pairs",
+    "decoder_segments",
+    "encoder_segments",
+]
+
 MAX_BATCH = 1e6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Turn:
-    """One exchange of a request: new tokens in, tokens out, on top of a kept prefix.
-
-    Parameters
-    ----------
-    visual_share : float or ndarray
-        Share of the request's pictures that arrive (and are encoded) in this turn.
-    text_tokens, output_tokens : float or ndarray
-        New text and tokens to generate [tokens].
-    prefix_tokens : float or ndarray
-        Tokens whose keys and values are already cached.
-    probability, repeats : float or ndarray
-        Chance that the turn happens, and how often it does.
-    """
-
-    visual_share: Quantity
-    text_tokens: Quantity
-    output_tokens: Quantity
-    prefix_tokens: Quantity = 0.0
-    probability: Quantity = 1.0
-    repeats: Quantity = 1.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Segment:
-    """A run of equal layers of either tower, and the share of tokens that goes through it.
-
-    Parameters
-    ----------
-    n_layers : int
-    layer : LayerSpec
-    visual_keep, text_keep : float or ndarray
-        Shares of the visual and of the other tokens still present in these layers.
-    density : float or ndarray
-        Share of the query-key pairs that attention computes.
-    implementation : {"fused", "eager"}
-        Whether attention keeps its score matrix out of memory.
-    """
-
-    n_layers: int
-    layer: LayerSpec
-    visual_keep: Quantity = 1.0
-    text_keep: Quantity = 1.0
-    density: Quantity = 1.0
-    implementation: Literal["fused", "eager"] = "fused"
-
-    @property
-    def structure(self) -> tuple[int, LayerSpec, str]:
-        """What the coefficients of the segment's operators depend on."""
-        return self.n_layers, self.layer, self.implementation
-
-    @property
-    def identity(self) -> Hashable:
-        """Equal for segments that do equal work in every layer."""
-        return self.layer, self.implementation, *map(_key, (self.visual_keep, self.text_keep, self.density))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class KVEntry:
-    """Cached keys and values of a run of layers.
-
-    Parameters
-    ----------
-    n_layers : int
-    mixer : MixerSpec
-        The attention that reads them.
-    visual_share, text_share, cross_share : float or ndarray
-        Shares that are kept of the visual and other prompt tokens, and of the tokens that only cross-attention sees.
-    fixed_tokens : float or ndarray
-        Tokens kept whatever the prompt: sinks, and the one state of a recurrence.
-    read_share : float or ndarray
-        Share of the kept tokens that a step reads.
-    bits : float
-        Width of keys and values.
-    placement : {"gpu", "host"}
-        Where they are kept; what a step reads of a cache on the host is fetched anew for it.
-    grows : bool
-        Whether generated tokens are added.
-    """
-
-    n_layers: int
-    mixer: MixerSpec
-    visual_share: Quantity = 1.0
-    text_share: Quantity = 1.0
-    cross_share: Quantity = 0.0
-    fixed_tokens: Quantity = 0.0
-    read_share: Quantity = 1.0
-    bits: float = 16
-    placement: Literal["gpu", "host"] = "gpu"
-    grows: bool = True
-
-    @property
-    def structure(self) -> tuple[int, MixerSpec, float]:
-        """What the coefficients of the entry's operators depend on."""
-        return self.n_layers, self.mixer, self.bits
-
-    @property
-    def identity(self) -> Hashable:
-        """Equal for entries that cost the same in every layer."""
-        shares = (self.visual_share, self.text_share, self.cross_share, self.fixed_tokens, self.read_share)
-        return self.mixer, self.bits, self.placement, self.grows, *map(_key, shares)
-
-    def kept_prompt(self, visual_tokens: Quantity, other_tokens: Quantity, cross_tokens: Quantity) -> Quantity:
-        """Return how many prompt tokens are kept, before the window cuts them."""
-        seen = self.visual_share * visual_tokens + self.text_share * other_tokens + self.cross_share * cross_tokens
-        return self.fixed_tokens + seen
-
-    def reads(self, prompt: Quantity, generated: Quantity) -> Quantity:
-        """Return the tokens that a step reads after this many generated ones."""
-        kept = prompt + generated * self.grows
-        return self.read_share * np.minimum(kept, self.mixer.window)
-
-    def mean_reads(self, prompt: Quantity, steps: Quantity) -> Quantity:
-        """Return the mean of `reads` over the generated tokens 1 … `steps`, exactly."""
-        if not self.grows:
-            return self.reads(prompt, 0.0)
-        return self.read_share * causal_pairs(steps, prefix=prompt, window=self.mixer.window) / steps
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Overhead:
-    """What a technique itself costs, in one stage of every request.
-
-    Parameters
-    ----------
-    stage : str
-        The stage it lengthens.
-    operators : tuple of Operator
-        Its work, with numbers (or arrays) in the columns.
-    peak_bytes : float or ndarray
-        Memory it needs while it runs [bytes].
-    hidden : bool
-        Whether it runs beside the stage, which it lengthens only where it takes longer: a copy that is prefetched.
-    """
-
-    stage: Stage
-    operators: tuple[Operator, ...]
-    peak_bytes: Quantity = 0.0
-    hidden: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Query:
-    """The state that techniques edit; see the module's docstring."""
+    """The state that techniques edit; see the module's docstring.
+
+    `step_rows` are the new tokens of each sequence in a decode step: more than one where a draft's are verified.
+    """
 
     model: ModelSpec
     engine: EngineProfile
@@ -187,6 +60,8 @@ class Query:
     precision: Precision = field(default_factory=Precision)
     parallelism: Parallelism = field(default_factory=Parallelism)
     visual_tokens: Quantity = 0.0
+    draft: Draft | None = None
+    step_rows: Quantity = 1.0
 
     def without_overheads(self) -> Query:
         """Return the query as if its techniques cost nothing themselves."""
@@ -203,17 +78,14 @@ class Query:
         turn = self.turns[0]
         return turn.visual_share * (self.visual_tokens + self.media.marker_tokens) + turn.text_tokens
 
-
-def _key(quantity: Quantity) -> Hashable:
-    """Return something equal for equal numbers, and for one and the same array."""
-    return id(quantity) if isinstance(quantity, np.ndarray) else quantity
-
-
-def causal_pairs(rows: Quantity, *, prefix: Quantity = 0.0, window: float = UNBOUNDED) -> Quantity:
-    """Return the query-key pairs of causal attention: the sum over i = 1 … rows of min(prefix + i, window)."""
-    rising = np.minimum(np.maximum(window - prefix, 0.0), rows)
-    pairs: Quantity = rising * prefix + rising * (rising + 1) / 2 + (rows - rising) * window
-    return pairs
+    @property
+    def drafting(self) -> Query | None:
+        """The draft on the turns and the batch of this query; what is part of the target has its precision too."""
+        if self.draft is None:
+            return None
+        own, inside = self.draft.query, self.draft.origin != "model"
+        precision = self.precision if inside else own.precision
+        return replace(own, turns=self.turns, batch=self.batch, precision=precision)
 
 
 def build_query(

@@ -27,7 +27,7 @@ def prediction_dict(prediction: Prediction) -> dict[str, Any]:
         "max_batch": prediction.max_batch,
         "memory": _memory(prediction),
         "stages": {name: stage_dict(name, stage) for name, stage in prediction.stages.items()},
-        "quality": None,
+        "quality": prediction.quality,
         "error_band": _band(prediction),
         "provenance": prediction.provenance,
     }
@@ -39,6 +39,7 @@ def _memory(prediction: Prediction) -> dict[str, float]:
         "weights_bytes": memory.weights_bytes,
         "vision_weights_bytes": memory.vision_weights_bytes,
         "language_weights_bytes": memory.language_weights_bytes,
+        "draft_weights_bytes": memory.draft_weights_bytes,
         "kv_bytes": memory.kv_bytes,
         "activation_bytes": memory.activation_bytes,
         "encode_activation_bytes": memory.encode_activation_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,8 @@ from costmodel.sums import Points
 
 Bound = Literal["compute", "memory", "link", "start", "host", "none"]
 N_KINDS = len(Kind)
+N_SOURCES = N_KINDS + 2
+"""Sources of error: every kind of operator, the host, and the software as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +111,15 @@ class StageCost:
     kind_s : tuple of float
         Its time by kind of operator [s].
     below_s, above_s : tuple of float
-        How far errors of each kind, and last of the host, may move it to either side [s].
+        How far errors of each kind, of the host, and of the software as a whole may move it to either side [s].
     busy_s : float
         Its time if no two pipeline stages worked at once: what one stage of devices is busy for, stages added [s].
     step_time_s : tuple of float
         Of decode: the first, the middle and the last step [s].
     priced : Priced or None
         Its operators.
+    drafts : tuple of StageCost
+        The part of a draft in it.
     """
 
     time_s: float
@@ -126,11 +130,12 @@ class StageCost:
     link_bytes: float = 0.0
     shares: tuple[tuple[Bound, float], ...] = (("none", 1.0),)
     kind_s: tuple[float, ...] = (0.0,) * N_KINDS
-    below_s: tuple[float, ...] = (0.0,) * (N_KINDS + 1)
-    above_s: tuple[float, ...] = (0.0,) * (N_KINDS + 1)
+    below_s: tuple[float, ...] = (0.0,) * N_SOURCES
+    above_s: tuple[float, ...] = (0.0,) * N_SOURCES
     busy_s: float = 0.0
     step_time_s: tuple[float, ...] = ()
     priced: Priced | None = None
+    drafts: tuple[StageCost, ...] = ()
 
     @property
     def bound(self) -> Bound:
@@ -154,7 +159,9 @@ class StageCost:
     @functools.cached_property
     def operators(self) -> tuple[OperatorCost, ...]:
         """Its operators, dearest first."""
-        return self.priced.costs() if self.priced else ()
+        own = self.priced.costs() if self.priced else ()
+        drafts = [replace(o, name=f"draft.{o.name}") for draft in self.drafts for o in draft.operators]
+        return tuple(sorted((*own, *drafts), key=lambda cost: -cost.time_s)) if drafts else own
 
 
 def host_stage(evaluator: Evaluator, turn: Turn, time_s: float) -> StageCost:
@@ -162,12 +169,28 @@ def host_stage(evaluator: Evaluator, turn: Turn, time_s: float) -> StageCost:
     if not time_s:
         return StageCost(0.0)
     copied, cost = float(pixel_copy_bytes(evaluator.query, turn)), evaluator.query.engine.preprocessing
-    below_s, above_s = ((0.0,) * N_KINDS + (time_s * (side or 0.0),) for side in (cost.low, cost.high))
+    below_s, above_s = ((0.0,) * N_KINDS + (time_s * (side or 0.0), 0.0) for side in (cost.low, cost.high))
     return StageCost(time_s, activation_bytes=copied, shares=(("host", 1.0),), below_s=below_s, above_s=above_s)
 
 
 def stage_cost(evaluator: Evaluator, stage: Stage, turn: Turn, time_s: float) -> StageCost:
-    """Return a stage that runs on the device.
+    """Return a stage that runs on the device, a draft's part in it included.
+
+    Parameters
+    ----------
+    time_s : float
+        Its time as the headline has it, host and techniques included [s].
+    """
+    draft, drafting = evaluator.query.draft, evaluator.drafting
+    if draft is None or drafting is None:
+        return own_cost(evaluator, stage, turn, time_s)
+    from costmodel.drafted import drafted_cost  # it needs this module
+
+    return drafted_cost(evaluator, stage, turn, time_s)
+
+
+def own_cost(evaluator: Evaluator, stage: Stage, turn: Turn, time_s: float) -> StageCost:
+    """Return a stage without a draft's part in it; of decode, as if every token were a step.
 
     Parameters
     ----------
@@ -217,7 +240,7 @@ def _spread(
     added: Sequence[tuple[Kind, float]],
     total_s: float,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return how far errors of every kind, and last of the host, may move a stage to either side [s].
+    """Return how far errors of every kind, of the host and of the software may move a stage to either side [s].
 
     Where the host issues kernels more slowly than the device runs them, the device's errors move nothing.
     """
@@ -230,10 +253,12 @@ def _spread(
     host_s = max(total_s - float(device_s @ waits) - float(flat.sum()), 0.0)
     sides = []
     bands = operator_bands(priced.found, priced.table.kinds.tolist(), times.sizes, engine)
-    for band, host, name in zip(bands, (engine.host_low, engine.host_high), ("low", "high"), strict=True):
+    for band, name in zip(bands, ("low", "high"), strict=True):
+        host, software = (getattr(engine, f"{owner}_{name}") or 0.0 for owner in ("host", "software"))
         moved = np.bincount(priced.table.kinds, weights=(operators_s * band) @ waits, minlength=N_KINDS)
         stated = [getattr(engine.kind(kind), name) or 0.0 for kind in Kind]
-        sides.append((*(moved + flat * stated).tolist(), host_s * (host or 0.0)))
+        on_device_s = total_s - host_s
+        sides.append((*(moved + flat * stated).tolist(), host_s * host, on_device_s * software))
     return sides[0], sides[1]
 
 
@@ -255,7 +280,7 @@ def _shares(
 
 def _step_times(evaluator: Evaluator, points: Points, operators_s: Array) -> tuple[float, ...]:
     """Return the first, the middle and the last step [s]."""
-    host_s = float(evaluator.overhead_s("decode") + evaluator.host_s("decode"))
+    host_s = float(evaluator.overhead_s("decode", evaluator.query.turns[0]) + evaluator.host_s("decode"))
     floor = evaluator.host_floor_s("decode", points)
     steps_s = operators_s.sum(axis=0) if floor is None else np.maximum(operators_s.sum(axis=0), floor)
     return tuple((steps_s[:3] + host_s).tolist())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 
@@ -27,7 +27,6 @@ from costmodel.blocks import (
     elementwise,
     gemm,
     host_copy,
-    kv_bytes_each,
     send,
 )
 from costmodel.deployment import Parallelism, Precision
@@ -38,6 +37,7 @@ from costmodel.mixers import attend, cached_width_on_device, cross_keys
 from costmodel.models import ModelSpec
 from costmodel.operators import Kind, Operator, OperatorTable
 from costmodel.query import KVEntry, Query, Segment, Stage
+from costmodel.state import grouped
 
 DEVICE_STAGES: Final[tuple[Stage, ...]] = ("encode", "adapt", "prefill", "decode")
 PASSES: Final = 0
@@ -182,19 +182,8 @@ class Structure:
             stage, self.decoder
         )
         layers = tuple(part.structure for part in parts)
-        cached = tuple((*entry.structure, entry.placement) for entry in self.kv) if stage == "decode" else ()
+        cached = tuple(entry.structure for entry in self.kv) if stage == "decode" else ()
         return stage, self.pricing, self.execution, self.precision, self.parallelism, layers, cached
-
-
-Part = TypeVar("Part", Segment, KVEntry)
-
-
-def grouped(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Return the parts with equal ones put together: their order changes no cost."""
-    groups: dict[Hashable, list[Part]] = {}
-    for part in parts:
-        groups.setdefault(part.identity, []).append(part)
-    return tuple(replace(same[0], n_layers=sum(p.n_layers for p in same)) for same in groups.values())
 
 
 def labels(segments: Sequence[Segment], stage: str) -> list[str]:
@@ -270,9 +259,12 @@ def cached_reads(structure: Structure, works: Sequence[Work], stage: str) -> lis
     operators, widths, execution = [], structure.linear_widths, structure.execution
     for i, (entry, work) in enumerate(zip(structure.kv, works, strict=True)):
         label = stage if len(structure.kv) == 1 else f"{stage}.cache{i}"
-        run = Run(work.passes, replace(widths, kv_bits=entry.bits), entry.n_layers)
+        if not entry.is_read:
+            continue
+        kept = replace(widths, kv_bits=entry.bits, kv_scale_bits=entry.scale_bits)
+        run = Run(work.passes, kept, entry.n_layers)
         if entry.placement != "gpu":
-            key_bytes = cached_width_on_device(entry.mixer, widths.tp) * kv_bytes_each(entry.bits)
+            key_bytes = cached_width_on_device(entry.mixer, widths.tp) * entry.bytes_each
             fetched = work.keys * key_bytes
             operators.append(host_copy(f"{label}.fetch", fetched, messages=work.passes, repeats=entry.n_layers))
         operators += attend(label, work, entry.mixer, kind=Kind.DECODE_ATTENTION, run=run, execution=execution)
@@ -324,7 +316,8 @@ def _equation_6(structure: Structure, sums: Sums) -> list[Operator]:
         structure.model.decoder, sums, weight_bits=widths.weight_bits, n_devices=widths.tp
     )
     entries = zip(structure.kv, sums.works, strict=True)
-    return [weights, *(equations.cache_operator(entry, work, n_devices=widths.tp) for entry, work in entries)]
+    read = [(entry, work) for entry, work in entries if entry.is_read]
+    return [weights, *(equations.cache_operator(entry, work, n_devices=widths.tp) for entry, work in read)]
 
 
 Lister = Callable[[Structure, Sums], list[Operator]]

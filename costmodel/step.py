@@ -346,5 +346,5 @@ class StepModel:
 def _without_line(table: PricedTable, n_entries: int) -> tuple[int, ...]:
     """Return the cache entries none of whose operators has a curve: those whose keys drive no decode table."""
     n_sums = table.table.coefficients.shape[2]
-    driven = {int(np.flatnonzero(step.keys)[0]) for step in table.steps}
+    driven = {int(np.flatnonzero(step.drivers[-1])[0]) for step in table.steps}
     return tuple(i for i in range(n_entries) if n_sums - n_entries + i not in driven)

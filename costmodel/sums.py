@@ -61,21 +61,22 @@ class Points:
 def encode_points(query: Query, structure: Structure, turn: Turn) -> Points:
     """Return the encoder's work in a turn, on the device that has most of it."""
     pictures = query.replica_batch * turn.visual_share * busiest_share(query)
-    passes = _encoder_passes(query, turn)
-    works = tuple(_encoder_work(query, segment, passes, pictures) for segment in structure.encoder)
+    passes = encoder_passes(query, turn)
+    works = tuple(_encoder_work(query, turn, segment, passes, pictures) for segment in structure.encoder)
     return Points.of([Sums(passes, query.media.patches * pictures, works=works)], (1.0,))
 
 
-def _encoder_work(query: Query, segment: Segment, passes: Quantity, pictures: Quantity) -> Work:
+def _encoder_work(query: Query, turn: Turn, segment: Segment, passes: Quantity, pictures: Quantity) -> Work:
     mixer = segment.layer.mixer
     windowed = isinstance(mixer, AttentionSpec) and mixer.grouping == "window"
-    pairs = query.media.window_pairs if windowed else query.media.pairs
+    pairs = query.media.window_pairs if windowed else query.media.pairs * turn.pair_scale
     keep = segment.visual_keep
     rows = query.media.rows * pictures * keep
     return Work(passes, rows, pairs * pictures * (keep * keep * segment.density), rows)
 
 
-def _encoder_passes(query: Query, turn: Turn) -> Quantity:
+def encoder_passes(query: Query, turn: Turn) -> Quantity:
+    """Return the passes of the encoder in a turn: in chunks of the engine's size, but no more than there are items."""
     share, batch = turn.visual_share * busiest_share(query), query.replica_batch
     chunks = np.ceil(query.media.adapter_tokens * batch * share / query.engine.encoder_chunk_tokens)
     return np.minimum(chunks, query.media.items * batch)
@@ -112,9 +113,10 @@ def adapt_points(query: Query, structure: Structure, turn: Turn) -> Points:
     """Return the adapter's work in a turn, on the device that has most of it."""
     del structure
     pictures = query.replica_batch * turn.visual_share * busiest_share(query)
-    passes = _encoder_passes(query, turn)
-    patches = Work(passes, query.media.patches * pictures, 0.0, 0.0)
-    return Points.of([Sums(passes, query.media.adapter_tokens * pictures, works=(patches,))], (1.0,))
+    passes, media = encoder_passes(query, turn), query.media
+    patches = Work(passes, media.patches * media.adapter_patch_keep * pictures, 0.0, 0.0)
+    tokens = media.adapter_tokens * media.adapter_keep * pictures
+    return Points.of([Sums(passes, tokens, works=(patches,))], (1.0,))
 
 
 def turn_tokens(query: Query, turn: Turn) -> tuple[Quantity, Quantity]:
@@ -170,7 +172,9 @@ def touched_share(query: Query, rows: Quantity) -> Quantity:
 def _prefill_work(query: Query, segment: Segment, turn: Turn, visual: Quantity, other: Quantity) -> Work:
     """Return the work of one segment over all chunks: a chunk reads again the keys of those before it."""
     rows = visual * segment.visual_keep + other * segment.text_keep
-    mixer, prefix, batch = segment.layer.mixer, turn.prefix_tokens, query.replica_batch
+    mixer, batch = segment.layer.mixer, query.replica_batch
+    prefix = turn.prefix_tokens * segment.prefix_share + visual * segment.injected
+    prefix = prefix + query.visual_tokens * turn.prefix_visual_share * segment.visual_keep
     if isinstance(mixer, CrossAttentionSpec):
         new, seen = turn.visual_share, seen_share(query, turn)
         pairs = rows * query.media.cross_tokens * seen
@@ -182,8 +186,8 @@ def _prefill_work(query: Query, segment: Segment, turn: Turn, visual: Quantity, 
     if query.engine.counts_full_square:
         pairs = rows * (rows + prefix)
     else:
-        blocks = query.media.block_pairs * turn.visual_share * query.model.decoder.bidirectional_media
-        pairs = causal_pairs(rows, prefix=prefix, window=mixer.window) + blocks * segment.visual_keep
+        blocks = query.media.block_pairs * turn.visual_share * turn.pair_scale * query.model.decoder.bidirectional_media
+        pairs = causal_pairs(rows, prefix=prefix, window=mixer.window) + blocks * segment.visual_keep**2
     behind = prefix * pieces + rows * (pieces - 1.0) / 2.0
     keys = rows + np.minimum(behind, mixer.window * pieces)
     return Work(1.0, rows * batch, pairs * (batch * segment.density), keys * batch)
@@ -197,7 +201,8 @@ def decode_steps(query: Query, turn: Turn) -> Quantity:
 def decode_points(query: Query, structure: Structure, turn: Turn, *, detailed: bool) -> Points:
     """Return the mean decode step of a turn, and before it the first, the middle and the last one if wanted."""
     steps = np.maximum(decode_steps(query, turn), 1.0)
-    cached = [prompt_in_cache(query, entry, turn) for entry in structure.kv]
+    ahead = query.step_rows - 1.0  # a step of several rows ends with the keys of all of them
+    cached = [prompt_in_cache(query, entry, turn) + ahead * entry.grows for entry in structure.kv]
     reads = [[entry.mean_reads(kept, steps) for entry, kept in zip(structure.kv, cached, strict=True)]]
     if detailed:
         for generated in (steps, np.ceil(steps / 2.0), 1.0):
@@ -214,19 +219,34 @@ def prompt_in_cache(query: Query, entry: KVEntry, turn: Turn) -> Quantity:
     visual, other = turn_tokens(query, turn)
     if isinstance(entry.mixer, CrossAttentionSpec):
         return entry.kept_prompt(0.0, 0.0, query.media.cross_tokens * seen_share(query, turn))
-    return entry.kept_prompt(visual, other, 0.0) + turn.prefix_tokens
+    return entry.kept_prompt(visual, other, 0.0) + cached_prefix(query, entry, turn)
+
+
+def cached_prefix(query: Query, entry: KVEntry, turn: Turn) -> Quantity:
+    """Return the tokens that a cache entry holds before a turn."""
+    return turn.prefix_tokens * entry.prefix_share + query.visual_tokens * turn.prefix_visual_share * entry.visual_share
 
 
 def seen_share(query: Query, turn: Turn) -> Quantity:
     """Return the share of the request's pictures that came with this turn or with one before it."""
     earlier = query.turns[: next(i for i, t in enumerate(query.turns) if t is turn)]
-    return np.minimum(sum((t.visual_share for t in earlier), start=turn.visual_share), 1.0)
+    together = sum((t.visual_share for t in earlier), start=turn.visual_share)
+    return np.minimum(together, np.maximum(turn.visual_share, 1.0))  # above one where pictures come again, larger
 
 
 def _step(query: Query, reads: list[Quantity]) -> Sums:
     batch = query.replica_batch
-    works = tuple(Work(1.0, batch, batch * keys, batch * keys) for keys in reads)
-    return Sums(1.0, batch, batch, 1.0, touched_share(query, batch), works)
+    rows = batch * query.step_rows
+    works = tuple(Work(1.0, rows, rows * keys, batch * keys) for keys in reads)
+    return Sums(1.0, rows, rows, 1.0, touched_share(query, rows), works)
+
+
+def evicted_tokens(query: Query, entry: KVEntry) -> Quantity:
+    """Return the tokens of one request that a cache entry holds until the first prefill ends, and not after."""
+    visual, other = turn_tokens(query, query.turns[0])
+    kept, most = prompt_in_cache(query, entry, query.turns[0]), entry.mixer.window - 1.0
+    more = kept + entry.visual_evicted * visual + entry.text_evicted * other
+    return np.minimum(more, most) - np.minimum(kept, most)
 
 
 def kept_tokens(query: Query, entry: KVEntry) -> Quantity:
@@ -236,8 +256,10 @@ def kept_tokens(query: Query, entry: KVEntry) -> Quantity:
     """
     if isinstance(entry.mixer, RecurrentSpec):
         return entry.fixed_tokens
+    if isinstance(entry.mixer, CrossAttentionSpec):
+        return np.minimum(prompt_in_cache(query, entry, query.turns[-1]), entry.mixer.window - 1.0)
     total: Quantity = 0.0
     for turn in query.turns:
-        new = prompt_in_cache(query, entry, turn) - turn.prefix_tokens
+        new = prompt_in_cache(query, entry, turn) - cached_prefix(query, entry, turn)
         total = total + new + turn.output_tokens * entry.grows
     return np.minimum(total, entry.mixer.window - 1.0)

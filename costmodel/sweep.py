@@ -11,13 +11,18 @@ import numpy as np
 from costmodel.media import MediaTotals
 from costmodel.operators import Operator
 from costmodel.query import KVEntry, Overhead, Query, Segment, Turn
+from costmodel.speculation import Draft
 
 BLOCK: Final = 8192
 """Points evaluated at once."""
 State = TypeVar("State")
 QUANTITIES: Final[dict[type, tuple[str, ...]]] = {
-    kind: tuple(f.name for f in fields(kind) if "Quantity" in str(f.type) or str(f.type).startswith(("tuple", "Media")))
-    for kind in (Query, MediaTotals, Turn, Segment, KVEntry, Overhead, Operator)
+    kind: tuple(
+        f.name
+        for f in fields(kind)
+        if "Quantity" in str(f.type) or str(f.type).startswith(("tuple", "Media", "Draft", "Query"))
+    )
+    for kind in (Query, MediaTotals, Turn, Segment, KVEntry, Overhead, Operator, Draft)
 }
 """The fields of the state of a query that may hold arrays."""
 

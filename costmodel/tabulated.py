@@ -18,7 +18,7 @@ from costmodel.base import Array
 from costmodel.efficiency.decode import DecodeCurve, step_attention_s
 from costmodel.kernels import Kernel, Kernels, start_s, times_of
 from costmodel.memo import remember
-from costmodel.operators import KEYS, LAUNCHES, ROWS, Kind, OperatorTable
+from costmodel.operators import KEYS, LAUNCHES, PAIRS, ROWS, Kind, OperatorTable
 from costmodel.shapes import AttentionShape
 from costmodel.units import TINY
 
@@ -160,38 +160,51 @@ class DecodeTable:
     ----------
     row : int
         The operator, in the table of the stage.
-    sequences, keys, calls : ndarray, shape (n_sums,)
-        Its drivers for one unit of each sum.
+    drivers : ndarray, shape (4, n_sums)
+        Calls, queries, pairs and keys for one unit of each sum: one query a sequence, or several that read its keys
+        together.
     seconds : ndarray, shape (n_batch, n_context)
-        One call, all repeats.
+        One call with one query a sequence, all repeats.
     start : float
         The part of one call that is no work, all repeats [s].
+    pair_s : float
+        What a query-key pair takes at the reached matrix rate, all repeats [s].
     """
 
     row: int
-    sequences: Array
-    keys: Array
-    calls: Array
+    drivers: Array
     seconds: Array
     start: float
+    pair_s: float
 
     def at(self, sums: Array) -> tuple[Array, Array, Array]:
         """Return sequences, context and calls at every point."""
-        calls, rows = self.calls @ sums, self.sequences @ sums
-        return rows / np.maximum(calls, TINY), self.keys @ sums / np.maximum(rows, TINY), calls
+        calls, queries, pairs, keys = self.drivers @ sums
+        sequences = queries / _queries_each(pairs, keys)
+        return sequences / np.maximum(calls, TINY), keys / np.maximum(sequences, TINY), calls
 
     def total_s(self, sums: Array) -> Array:
         """Return the time at every point [s]."""
-        batch, context, calls = self.at(sums)
-        low, right = _place(BATCH_GRID, batch)
-        left, share = _place(CONTEXT_GRID, context)
+        calls, queries, pairs, keys = self.drivers @ sums
+        each = _queries_each(pairs, keys)
+        sequences = queries / each
+        low, right = _place(BATCH_GRID, sequences / np.maximum(calls, TINY))
+        left, share = _place(CONTEXT_GRID, keys / np.maximum(sequences, TINY))
         flat, width = self.seconds.ravel(), len(CONTEXT_GRID)
         at = low * width + left
         near = flat[at] + share * (flat[at + 1] - flat[at])
         at += width
         far = flat[at] + share * (flat[at + 1] - flat[at])
         result: Array = (near + right * (far - near)) * calls
+        # of one query a sequence the table has the products
+        np.maximum(result, (each > 1.0) * pairs * self.pair_s, out=result)
         return result
+
+
+def _queries_each(pairs: Array, keys: Array) -> Array:
+    """Return the queries that read a sequence's keys together."""
+    each: Array = np.maximum(pairs / np.maximum(keys, TINY), 1.0)
+    return each
 
 
 def _place(grid: Array, x: Array) -> tuple[Rows, Array]:
@@ -209,13 +222,24 @@ def decode_tables(table: OperatorTable, found: Sequence[tuple[int, Kernel]], ker
     for i, kernel in found:
         shape, bits = table.shapes[i], int(table.bits[i])
         assert isinstance(shape, AttentionShape)  # noqa: S101 - decode attention has this shape
-        seconds = _steps(kernel, shape, bits, kernels)
         repeats = float(table.repeats[i])
-        start = start_s(kernel, shape, None, kernels) * repeats
-        drivers = table.drivers[:, i]
-        calls = table.coefficients[LAUNCHES, i]
-        tables.append(DecodeTable(i, drivers[ROWS], drivers[KEYS], calls, seconds * repeats, start))
+        tables.append(
+            DecodeTable(
+                row=i,
+                drivers=np.concatenate([table.coefficients[[LAUNCHES], i], table.drivers[[ROWS, PAIRS, KEYS], i]]),
+                seconds=_steps(kernel, shape, bits, kernels) * repeats,
+                start=start_s(kernel, shape, None, kernels) * repeats,
+                pair_s=_pair_s(kernel, shape, bits, kernels) * repeats,
+            )
+        )
     return tables
+
+
+def _pair_s(kernel: Kernel, shape: AttentionShape, bits: int, kernels: Kernels) -> float:
+    """Return what a query-key pair of all heads takes at the reached matrix rate [s]."""
+    curve = kernel.fitted.curve()
+    assert isinstance(curve, DecodeCurve)  # noqa: S101 - the file was checked when it was read
+    return 2 * shape.pair_width * shape.heads / (curve.compute_fraction * kernels.chip(bits).peak_flops_per_s)
 
 
 def _steps(kernel: Kernel, shape: AttentionShape, bits: int, kernels: Kernels) -> Array:

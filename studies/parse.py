@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from costmodel import Image, Video, technique
 from costmodel.techniques import Technique
@@ -63,7 +64,11 @@ def pixels(text: str) -> tuple[int, int]:
 
 def method(text: str) -> Technique:
     """Return a technique from `NAME` or `NAME:key=value,…`."""
-    name, parameters = split_method(text)
+    return named(*split_method(text))
+
+
+def named(name: str, parameters: Mapping[str, Any]) -> Technique:
+    """Return a technique by its name and parameters, which may be arrays."""
     return technique(name, **parameters)
 
 

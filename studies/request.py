@@ -11,6 +11,8 @@ from costmodel import (
     Prediction,
     Video,
     Workload,
+    build_query,
+    load_engine,
     load_hardware,
     load_model,
     predict,
@@ -18,6 +20,7 @@ from costmodel import (
 from costmodel.catalogue import with_pixel_limits
 from costmodel.media import n_frames
 from costmodel.models import ModelSpec
+from costmodel.query import Query
 from studies import parse
 from studies.options import Prompt, Serving
 
@@ -92,6 +95,19 @@ def _videos(prompt: Prompt) -> list[Video]:
         raise ValueError("--frames and --fps exclude each other; give one of them")
     videos = [parse.video(text) for text in prompt.video]
     return [replace(video, frames=prompt.frames, sample_fps=prompt.fps) for video in videos]
+
+
+def build_request(request: Request, serving: Serving) -> Query:
+    """Return the query of a request before any technique."""
+    check_encoder(request.model, serving)
+    return build_query(
+        request.model,
+        request.workload,
+        load_engine(serving.engine),
+        batch=serving.batch,
+        precision=Precision(serving.weight_bits, serving.activation_bits, serving.kv_bits),
+        parallelism=parallelism_of(serving),
+    )
 
 
 def predict_request(request: Request, hardware: str, serving: Serving) -> Prediction:

@@ -42,6 +42,8 @@ FAMILY_FILES = sorted(
 
 UNIT = re.compile(r"_(bytes|bytes_per_s|hz|w|s|usd_per_s|count|fraction|cycles|tokens|s_per_pixel|g_per_j)$")
 PURE = {
+    "software_high",
+    "software_low",
     "schema_version",
     "devices",
     "workers",

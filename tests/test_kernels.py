@@ -176,7 +176,8 @@ def test_operators_add_up_to_the_stage_and_carry_their_curve():
 def test_the_share_of_a_band_that_a_kind_gives_is_its_share_of_the_time():
     p = predict(MODEL, H100, PICTURE)
     for stage in p.stages.values():
-        for part, below, above in zip((*stage.kind_s, stage.time_s), stage.below_s, stage.above_s, strict=True):
+        parts = (*stage.kind_s, stage.time_s, stage.time_s)
+        for part, below, above in zip(parts, stage.below_s, stage.above_s, strict=True):
             assert (abs(below) <= part and (above <= 0) == (below >= 0)) or part == above == below == 0
 
 

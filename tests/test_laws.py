@@ -349,14 +349,15 @@ def summed(column):
 
 
 def direct_s(query, hardware, stage, points):
-    """Return the time of a stage from its list of operators, point by point."""
-    times = []
-    for column in points.sums.T.tolist():
+    """Return the time of a stage from its list of operators, point by point: no less than the host issues them in."""
+    times, floor = [], Evaluator.of(query, hardware).host_floor_s(stage, points)
+    floors = [0.0] * points.sums.shape[1] if floor is None else floor.tolist()
+    for column, least in zip(points.sums.T.tolist(), floors, strict=True):
         sums = summed(column)
         assert len(sums.works) == Structure.of(query).n_works(stage)
         assert [float(value) for value in sums.flat()] == column
         kernels = kernels_of(query, hardware)
-        times.append(sum(operator_s(o, kernels) for o in operators(query, stage, sums)))
+        times.append(max(sum(operator_s(o, kernels) for o in operators(query, stage, sums)), least))
     return times
 
 
@@ -533,14 +534,16 @@ def test_the_mean_step_is_the_mean_of_all_steps(*, name, device, engine, visual,
     hardware = load_hardware(device)
     p = evaluate(query, hardware)
     priced = Evaluator.of(query, hardware).priced("decode")
-    turn = query.turns[0]
+    turn, evaluator = query.turns[0], Evaluator.of(query, hardware)
+    layer_s = query.engine.layer_host_s.get("decode", 0.0) / hardware.host_speed
+    floor_s, host_s = layer_s * Structure.of(query).n_layers("decode"), float(evaluator.host_s("decode"))
     n_steps = int(decode_steps(query, turn))
     steps_s = []
     for i in range(1, n_steps + 1):
         reads = [entry.reads(float(prompt_in_cache(query, entry, turn)), i) for entry in Structure.of(query).kv]
         works = tuple(StageWork(1.0, batch, batch * keys, batch * keys) for keys in reads)
         sums = Sums(1.0, batch, batch, 1.0, touched_share(query, batch), works)
-        steps_s.append(priced.total_s(np.array([sums.flat()], dtype=float).T)[0] + query.engine.step_host_s)
+        steps_s.append(max(priced.total_s(np.array([sums.flat()], dtype=float).T)[0], floor_s) + host_s)
     # The step at the mean of the keys is the mean step but where a roof is crossed on the way; roofs are convex. A
     # fitted curve bends where it splits its keys over one more thread block.
     assert p.tpot_s == pytest.approx(np.mean(steps_s), rel=5e-3 if query.engine.kernels else 1e-5)

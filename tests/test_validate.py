@@ -13,6 +13,7 @@ from costmodel import Workload, engine_names, hardware_names, load_hardware, pre
 from costmodel.efficiency import Chip, GemmCurve, gemm_s
 from studies.cli import main
 from studies.validation import published_files, report, suites
+from studies.validation.methods import EXACT, MEASURED, MethodFigure
 from studies.validation.operators import fits_of, load_profiles, load_scored
 from studies.validation.published_files import (
     FOLDER,
@@ -28,7 +29,13 @@ from studies.validation.requests import STAGES, WHATS, band, engine_of, predict_
 from studies.validation.rows import Errors, Row, Suite, bands, by_group, errors_of, pooled
 from studies.validation.suites import run_suites, suite_names
 
-FILES = {"end_to_end.csv": EndToEnd, "counts.csv": CountFigure, "splitwise.csv": PhaseTimes}
+FILES = {
+    "end_to_end.csv": EndToEnd,
+    "counts.csv": CountFigure,
+    "splitwise.csv": PhaseTimes,
+    **dict.fromkeys((MEASURED, EXACT), MethodFigure),
+}
+METHODS = [row for name in (MEASURED, EXACT) for row in read_rows(name, MethodFigure)]
 FIGURES = [row for name in ("end_to_end.csv", "counts.csv") for row in read_rows(name, FILES[name])]
 SERVED = read_rows("end_to_end.csv", EndToEnd)
 PHASES = read_rows("splitwise.csv", PhaseTimes)
@@ -67,7 +74,8 @@ def test_every_served_figure_says_what_is_asked_and_what_is_assumed(figure):
 def test_names_of_figures_are_unique_and_no_source_is_idle():
     names = [figure.name + figure.source for figure in FIGURES]
     assert len(names) == len(set(names))
-    assert {figure.source for figure in FIGURES} | {"splitwise"} == set(load_sources())
+    used = {figure.source for figure in (*FIGURES, *METHODS)} | {"splitwise"}
+    assert used == set(load_sources())
 
 
 def test_splitwise_requests_take_their_prompt_and_their_steps():
@@ -212,7 +220,7 @@ def test_bands_count_kernels_and_requests_apart():
 
 def test_suites_are_the_files_of_their_folder(tmp_path, monkeypatch):
     files = {path.stem for path in Path(suites.__file__).parent.glob("*.py")} - {"__init__"}
-    assert set(suite_names()) == files == {"counts", "operators", "published", "splitwise"}
+    assert set(suite_names()) == files == {"counts", "operators", "published", "splitwise", "techniques"}
     text = "from studies.validation.rows import Suite\ndef evaluate(data=None):\n    return Suite('new', str(data))\n"
     (tmp_path / "new.py").write_text(text, encoding="utf-8")
     monkeypatch.setattr(suites, "__path__", [*suites.__path__, str(tmp_path)])
@@ -365,7 +373,8 @@ def test_an_unknown_suite_is_one_line_and_exit_2(capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err == (
-        "lvlm: unknown suite 'splitwize'; did you mean 'splitwise'? known: counts, operators, published, splitwise\n"
+        "lvlm: unknown suite 'splitwize'; did you mean 'splitwise'? known: counts, operators, published, splitwise, "
+        "techniques\n"
     )
 
 

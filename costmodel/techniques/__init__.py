@@ -1,70 +1,44 @@
 """Techniques: rewrites of a query.
 
 A technique is a small frozen class with `apply(query) -> Query`; a primitive is one file here, a published method one
-TOML in `catalogue/`. None is modelled yet: `technique` says so for every name, and `compose` takes any object that fits
-the protocol, so a study can bring its own.
+TOML in `catalogue/`. `compose` takes any object that fits the protocol, so a study can bring its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any
 
-from costmodel.errors import unknown
-from costmodel.query import Query
+from costmodel.techniques.composing import compose
+from costmodel.techniques.protocol import Primitive, Technique
 
-
-class Technique(Protocol):
-    """A rewrite of a query."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-
-    @property
-    def slot(self) -> str:
-        """The place it takes: two techniques of one slot exclude each other; "" takes none."""
-
-    @property
-    def needs_attention_map(self) -> Literal["none", "rows", "full"]:
-        """Which attention scores it must see."""
-
-    def apply(self, query: Query) -> Query:
-        """Return the changed query."""
+__all__ = ["Primitive", "Technique", "compose", "technique", "technique_names"]
 
 
 def technique_names() -> list[str]:
     """Return the names of the published methods in the catalogue."""
-    from importlib import resources  # slow to import, and needed once
+    from costmodel.techniques.method import load_method_texts
 
-    folder = resources.files(__name__) / "catalogue"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    return list(load_method_texts())
 
 
-def technique(name: str, **parameters: float | str) -> Technique:
-    """Return a published method by name.
+def technique(name: str, **parameters: Any) -> Technique:  # noqa: ANN401 - numbers, arrays and words, by primitive
+    """Return a published method by name, or a primitive by its own.
+
+    Parameters
+    ----------
+    name : str
+        An id of the catalogue such as `fastv`, the usual name such as `PyramidDrop`, or a primitive such as
+        `token_reduce`.
+    **parameters : float, ndarray or str
+        Fields of its primitives, and `variant` for a published setting of its file; arrays sweep.
 
     Raises
     ------
     LookupError
-        If the catalogue has none of this name.
+        If the name or a parameter is unknown.
+    Unsupported
+        If the method rewrites no request: a serving system, or a workload.
     """
-    del parameters
-    raise unknown("technique", name, technique_names())
+    from costmodel.techniques.applied import build
 
-
-def compose(query: Query, techniques: Sequence[Technique]) -> Query:
-    """Return the query after all techniques, in order.
-
-    Raises
-    ------
-    ValueError
-        If two of them take the same slot.
-    """
-    taken: dict[str, str] = {}
-    for item in techniques:
-        if item.slot and item.slot in taken:
-            raise ValueError(f"techniques {taken[item.slot]!r} and {item.name!r} both take slot {item.slot!r}; use one")
-        taken[item.slot] = item.name
-        query = item.apply(query)
-    return query
+    return build(name, parameters)

@@ -28,10 +28,12 @@ UNITS: Final[Mapping[str, tuple[str, float]]] = {
     "GB": ("bytes", 1e9),
     "MB": ("bytes", 1e6),
     "bytes": ("bytes", 1.0),
+    "GiB": ("bytes", 2.0**30),
     "T": ("FLOP", 1e12),
     "tokens": ("tokens", 1.0),
     "parameters": ("parameters", 1.0),
     "FLOP/byte": ("FLOP/byte", 1.0),
+    "x": ("times", 1.0),
 }
 """Printed units: the SI unit, and how many of it one is."""
 PICTURES: Final = re.compile(r"(?:(?P<count>\d+)x)?(?P<width>\d+)x(?P<height>\d+)")
@@ -123,9 +125,8 @@ class Figure(Frozen):
     @property
     def rounding(self) -> float:
         """Half of its last printed digit, in its SI unit."""
-        exponent = self.published.as_tuple().exponent
-        assert isinstance(exponent, int)  # noqa: S101 - it is finite
-        return 0.5 * float(10.0**exponent) * UNITS[self.unit][1] if exponent < 0 or self.unit not in WHOLE else 0.0
+        digits = half_of_last_digit(self.published, whole=self.unit in WHOLE)
+        return digits * UNITS[self.unit][1]
 
     @property
     def si_unit(self) -> str:
@@ -134,13 +135,31 @@ class Figure(Frozen):
 
     def pictures(self) -> list[Image]:
         """Return the pictures of the request."""
-        found: list[Image] = []
-        for group in self.images.split(";") if self.images else ():
-            parts = PICTURES.fullmatch(group.strip())
-            if parts is None:
-                raise ValueError(f"images={group!r} must read WIDTHxHEIGHT or COUNTxWIDTHxHEIGHT")
-            found += [Image(int(parts["width"]), int(parts["height"]))] * int(parts["count"] or 1)
-        return found
+        return pictures(self.images)
+
+
+def pictures(text: str) -> list[Image]:
+    """Return the pictures that a cell such as 4x1920x1080 stands for.
+
+    Raises
+    ------
+    ValueError
+        If it reads otherwise.
+    """
+    found: list[Image] = []
+    for group in text.split(";") if text else ():
+        parts = PICTURES.fullmatch(group.strip())
+        if parts is None:
+            raise ValueError(f"images={group!r} must read WIDTHxHEIGHT or COUNTxWIDTHxHEIGHT")
+        found += [Image(int(parts["width"]), int(parts["height"]))] * int(parts["count"] or 1)
+    return found
+
+
+def half_of_last_digit(printed: Decimal, *, whole: bool = False) -> float:
+    """Return half of the last printed digit; 0 for a whole number of what is printed in full."""
+    exponent = printed.as_tuple().exponent
+    assert isinstance(exponent, int)  # noqa: S101 - it is finite
+    return 0.5 * float(10.0**exponent) if exponent < 0 or not whole else 0.0
 
 
 WHOLE: Final = ("tokens", "parameters", "bytes")

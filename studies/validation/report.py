@@ -36,8 +36,10 @@ READING: Final = """
 - Kernels: held-out families of shapes on five devices, errors by fit. More, with targets: [operators.md](operators.md).
 - Whole requests: a text model of 70 and one of 176 billion parameters on A100 and H100 with TP 2 to 8 (Splitwise), and
   single vision-language requests on A100, A800, H100, H20, L40S and GeForce cards.
-- Not validated here: queues and batches that change (a simulator's part), techniques, energy, cost, other devices, AMD
-  beyond a few kernels, 8-bit end to end, several nodes.
+- Methods: ratios of requests with and without them, and their own values, from papers that name their GPU; FLOPs, cache
+  and accepted tokens by the source's own convention.
+- Not validated here: queues and batches that change (a simulator's part), energy, cost, other devices, AMD beyond a few
+  kernels, 8-bit end to end, several nodes.
 - What was left out, and why: [published/EXCLUDED.md](published/EXCLUDED.md).
 """
 

@@ -15,11 +15,12 @@ STAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "preprocess_s": ("preprocess",),
     "encode_s": ("encode", "adapt"),
     "prefill_s": ("prefill",),
+    "language_s": ("prefill", "decode"),
     "device_ttft_s": ("encode", "adapt", "prefill"),
     "device_total_s": ("encode", "adapt", "prefill", "decode"),
 }
 """Quantities that are the time of stages; what serving systems call encoding has the projector in it."""
-WHATS: Final = (*STAGES, "ttft_s", "tpot_s", "encode_share", "peak_memory_bytes")
+WHATS: Final = (*STAGES, "ttft_s", "tpot_s", "total_s", "encode_share", "peak_memory_bytes")
 
 
 def engine_of(source: str) -> EngineProfile:
@@ -79,6 +80,8 @@ def value(prediction: Prediction, what: str) -> float:
         return float(prediction.ttft_s)
     if what == "tpot_s":
         return float(prediction.tpot_s)
+    if what == "total_s":
+        return float(prediction.total_s)
     if what == "encode_share":
         return value(prediction, "encode_s") / value(prediction, "device_ttft_s")
     if what == "peak_memory_bytes":
