@@ -63,14 +63,16 @@ class _Parts:
 class _Attention:
     """Decode attention of one cache entry: a line by mean context for each number of sequences."""
 
-    __slots__ = ("key_index", "key_weight", "lines", "part", "simple", "weight")
+    __slots__ = ("call_weight", "key_index", "key_weight", "lines", "part", "simple", "weight")
 
     def __init__(self, part: LeanStep) -> None:
         self.part = part
-        self.simple = len(part.keys) == len(part.sequences) == len(part.calls) == 1
-        self.key_index, self.key_weight = part.keys[0] if part.keys else (0, 0.0)
-        self.weight = part.sequences[0][1] if part.sequences else 0.0
-        self.lines: dict[int, tuple[Line, float, float]] = {}
+        calls, queries, pairs, keys = part.drivers
+        self.simple = pairs == keys and len(calls) == len(queries) == len(keys) == 1  # each sequence asks once
+        self.key_index, self.key_weight = keys[0] if self.simple else (0, 0.0)
+        self.call_weight = calls[0][1] if self.simple else 0.0
+        self.weight = queries[0][1] if self.simple else 0.0
+        self.lines: dict[int, tuple[Line, float]] = {}
 
     def total_s(self, sums: list[float], decoding: int) -> float:
         """Return its time [s]; what `LeanStep.total_s` returns."""
@@ -78,10 +80,10 @@ class _Attention:
             return self.part.total_s(sums)
         held = self.lines.get(decoding)
         if held is None:
-            rows, calls = self.weight * decoding, self.part.calls[0][1]
-            held = self.lines[decoding] = Line.of(self.part.table, rows / calls), calls, rows
-        line, calls, rows = held
-        return calls * line.read(self.key_weight * sums[self.key_index] / rows)
+            rows = self.weight * decoding
+            held = self.lines[decoding] = Line.of(self.part.table, rows / self.call_weight), rows
+        line, rows = held
+        return self.call_weight * line.read(self.key_weight * sums[self.key_index] / rows)
 
 
 class StepTable:

@@ -7,6 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from costmodel.query import causal_pairs
+from costmodel.recurrent import RecurrentSpec
+from costmodel.step import Chunk
 from simulator import Pool, ServingPlan, Slo, check, report, simulate, traffic
 from simulator.goodput import attained_rate, max_rate, serves_90, serves_p99
 from simulator.report import Spread, confidence
@@ -133,10 +136,23 @@ def test_a_step_of_the_service_is_that_of_the_step_model_and_leaps_are_steps(mod
     with_others = service.step_s([(0, 500)], 1, 30, keys)
     again = service.step_s([(0, 500)], 1, 30, keys)
     assert with_others == again > max(alone, at[0])
+    assert with_others == pytest.approx(_asked_directly(service, keys), rel=1e-12)
     requests = traffic.preset("visionarena", 3.0, 20, 0)
     leapt, stepped = (simulate(plan, requests, service=service, leaps=leaps) for leaps in (True, False))
     check(leapt)
     assert leapt.columns["finish_s"].tobytes() == stepped.columns["finish_s"].tobytes()
+
+
+def _asked_directly(service, keys):
+    """Return the step with a prompt of 500 tokens and 30 decoding sequences from the step model itself."""
+    model, chunks = service.model, []
+    for segment in model.structure.decoder:
+        mixer = segment.layer.mixer
+        if isinstance(mixer, RecurrentSpec):
+            chunks.append(Chunk(500.0, 500.0, 1.0))
+        else:
+            chunks.append(Chunk(500.0, float(causal_pairs(500.0, window=mixer.window)), 500.0))
+    return model.step_s(chunks, 1, 30, keys) - model.request_host_s
 
 
 def test_an_unloaded_request_takes_what_the_prediction_says():
