@@ -13,6 +13,26 @@ FIRST: Final = URGENT
 """Order at equal times: what arrives comes before the steps that end, so that a boundary sees all of it."""
 
 
+class Moment(Event):
+    """A point in time at which a function is called; made in one go, since there is one for every step.
+
+    Parameters
+    ----------
+    env : Clock
+    time_s : float
+        When [s].
+    call : callable
+        Takes the moment.
+    """
+
+    def __init__(self, env: Clock, time_s: float, call: Callable[[Moment], Any]) -> None:
+        self.env = env
+        self.callbacks = [call]
+        self.time_s = time_s
+        self._value = None
+        self._ok = True
+
+
 class Clock(simpy.Environment):
     """A SimPy environment that also takes absolute times.
 
@@ -24,13 +44,10 @@ class Clock(simpy.Environment):
         super().__init__()
         self.n_events = 0
 
-    def at(self, time_s: float, call: Callable[[Event], Any], priority: int = NORMAL) -> Event:
+    def at(self, time_s: float, call: Callable[[Moment], Any], priority: int = NORMAL) -> Moment:
         """Call a function at a time [s] and return the event."""
-        event = Event(self)
-        event._ok = True  # noqa: SLF001 - as `simpy.Timeout` does
-        event._value = None  # noqa: SLF001
-        event.callbacks.append(call)
+        moment = Moment(self, time_s, call)
         queue: list[Any] = self._queue
-        heappush(queue, (time_s, priority, next(self._eid), event))
+        heappush(queue, (time_s, priority, next(self._eid), moment))
         self.n_events += 1
-        return event
+        return moment

@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from heapq import heappop, heappush
 
-from simpy.events import Event
-
-from simulator.clock import FIRST, Clock
+from simulator.clock import FIRST, Clock, Moment
 
 
 def ahead(
@@ -84,7 +82,7 @@ class Station:
         self.busy_s += task_s
         self.clock.at(self.clock.now + task_s, partial(self._done, at, job), FIRST)
 
-    def _done(self, at: int, job: int, event: Event) -> None:
+    def _done(self, at: int, job: int, event: Moment) -> None:
         del event
         if self._queues[at]:
             self._serve(at, *self._queues[at].popleft())

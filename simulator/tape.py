@@ -12,6 +12,9 @@ from costmodel.base import Array
 from simulator.request import LIFE, Ints, Requests, State
 
 _MAY: Final = tuple(tuple(after in LIFE[before] for after in State) for before in State)
+_TO_WAITING: Final = tuple(State.WAITING in LIFE[before] for before in State)
+WAITING, RUNNING, FINISHED = int(State.WAITING), int(State.RUNNING), int(State.FINISHED)
+"""As plain numbers, which are quicker; every request passes them."""
 
 
 class Tape:
@@ -57,12 +60,16 @@ class Tape:
 
     def queue(self, request: int, time_s: float) -> None:
         """Note that a request waits for the language model."""
-        self.move(request, State.WAITING)
+        if not _TO_WAITING[self.state[request]]:
+            self.move(request, State.WAITING)
+        self.state[request] = WAITING
         self.queued_s[request] = time_s
 
     def start(self, request: int, time_s: float, cached_tokens: int) -> None:
         """Note that a request runs, and how much of its prompt was cached."""
-        self.move(request, State.RUNNING)
+        if self.state[request] != WAITING:
+            self.move(request, State.RUNNING)
+        self.state[request] = RUNNING
         if not self.preemptions[request]:
             self.scheduled_s[request] = time_s
             self.cached_tokens[request] = cached_tokens
@@ -74,5 +81,7 @@ class Tape:
 
     def finish(self, request: int, time_s: float) -> None:
         """Note that a request has its last token."""
-        self.move(request, State.FINISHED)
+        if self.state[request] != RUNNING:
+            self.move(request, State.FINISHED)
+        self.state[request] = FINISHED
         self.finish_s[request] = time_s

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from simpy.events import Event
 
 from costmodel.base import Array
 from simulator.batch import Batch, Limits
 from simulator.batching import BatchPolicy
-from simulator.clock import Clock
+from simulator.clock import Clock, Moment
 from simulator.resolve import Resolved
 from simulator.service import Service
 from simulator.steplog import StepLog
@@ -97,7 +96,7 @@ class Worker:
         self.batch = Batch(resolved, limits, service.rules)
         self.log = StepLog()
         self.load_tokens = 0  # prompt tokens of what is here, for routers
-        self._flight: Event | None = None
+        self._flight: Moment | None = None
         self._start_s = 0.0
         self._encode_s = 0.0
         self._steps = 1
@@ -149,15 +148,15 @@ class Worker:
         inbox.position = position
         inbox.next_s = times[position]
 
-    def _wake(self, event: Event) -> None:
+    def _wake(self, event: Moment) -> None:
         if event is self._flight:
-            self._next()
+            self._next(event.time_s)
 
     # Steps
 
-    def _next(self) -> None:
+    def _next(self, now: float) -> None:
         """Form the next step and start it, or fall idle."""
-        batch, now = self.batch, self.clock.now
+        batch = self.batch
         if self.inbox.next_s <= now:
             self._take_in(now)
         batch.form(self.policy.decide(batch))
@@ -227,11 +226,11 @@ class Worker:
             self._steps, self._ends = steps, ends
         return end
 
-    def _end(self, event: Event) -> None:
+    def _end(self, event: Moment) -> None:
         """Hand over what the step brought, and go on."""
         if event is not self._flight:  # the end of a leap that was cut
             return
-        now, batch, tape = self.clock.now, self.batch, self.tape
+        now, batch, tape = event.time_s, self.batch, self.tape
         decoding = batch.decode.size if batch.decodes else 0
         paused = len(batch.paused)
         self._note_step(now, decoding)
@@ -244,7 +243,7 @@ class Worker:
             tape.finish(request, now)
             self.load_tokens -= self.resolved.prompt_tokens[request]
             self.on_end(request)
-        self._next()
+        self._next(now)
 
     # Notes
 
