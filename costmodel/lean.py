@@ -75,8 +75,10 @@ class Line:
         first = bisect_right(CONTEXTS, low) - 1
         if 0 <= first < len(CONTEXTS) - 1 and low <= high <= CONTEXTS[first + 1]:  # nearly always between two points
             start, value = CONTEXTS[first], self.values[first]
-            shares = (contexts - start) / (CONTEXTS[first + 1] - start)
-            between: Array = value + shares * (self.values[first + 1] - value)
+            between = contexts - start  # then in place: the simulator asks for nearly every leap
+            between /= CONTEXTS[first + 1] - start
+            between *= self.values[first + 1] - value
+            between += value
             return between
         left = np.clip(np.searchsorted(CONTEXT_GRID, contexts, side="right") - 1, 0, len(CONTEXT_GRID) - 2)
         below = CONTEXT_GRID[left]

@@ -100,13 +100,15 @@ class Batch:
 
     def form(self, decision: Decision) -> None:
         """Fill in what the next step computes."""
-        self.chunks, self.owners, self.finishing = [], [], []
-        self.preempted, self.admitted = [], []
+        if self.chunks:
+            self.chunks, self.owners, self.finishing, self.admitted = [], [], [], []
+        if self.preempted:
+            self.preempted = []
         self.decodes = self._reserved = False
-        if self._has_items:
+        if self._has_items and (self.queue or self.started):
             self.encoder.open_step()
         budget = self.limits.token_budget
-        if decision.mixed:
+        if decision.mixed and self.decode.size:
             self._ready_decode()
             budget -= self.decode.size
         if self.started:

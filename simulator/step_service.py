@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+
 from costmodel import DoesNotFit, Image, Parallelism, Precision, Unsupported, Video, Workload, build_query
 from costmodel.base import Array
 from costmodel.layers import CrossAttentionSpec
@@ -55,6 +57,7 @@ class StepService:
         self._windows = [_window(model, segment) for segment in range(model.n_segments)]
         self._encoded: dict[tuple[int, ...], float] = {}
         self.table = StepTable(model)
+        self._one_line = len(model.read_classes) == 1 and not model.without_line
 
     @staticmethod
     def of(plan: ServingPlan) -> StepService:
@@ -93,7 +96,20 @@ class StepService:
 
     def decode_steps_s(self, decoding: int, keys: Sequence[float], growth: Sequence[float], k: int) -> Array:
         """Return the times of the next k steps of decoding alone."""
-        return self.model.decode_steps_s(decoding, keys, growth, k)
+        model = self.model
+        if not self._one_line:
+            return model.decode_steps_s(decoding, keys, growth, k)
+        rest, (line,) = model.lines(decoding, keys)  # the same without copies, for the most common models
+        contexts = np.arange(float(k))
+        contexts *= growth[0]
+        contexts += keys[0]
+        contexts /= decoding
+        times = line.read_many(contexts)  # type: ignore[union-attr]
+        times += rest
+        if model.floors_s[1]:
+            np.maximum(times, model.floors_s[1], out=times)
+        times += model.step_host_s + decoding * model.sequence_host_s
+        return times
 
     # Pictures
 
