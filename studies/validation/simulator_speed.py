@@ -68,9 +68,8 @@ def rows(*, million: bool = False) -> dict[str, dict[str, float]]:
     found["leaps"] = leaping(service)
     if million:
         rate = LOAD * found["text-500-200"]["saturation_requests_per_s"]
-        few, many = (  # each with a service that remembers nothing yet
-            timed(traffic.preset("text-500-200", rate, n, 0), StepService.of(PLAN), repeats=1) for n in (10_000, MILLION)
-        )
+        counts = (10_000, MILLION)  # each with a service that remembers nothing yet
+        few, many = (timed(traffic.preset("text-500-200", rate, n, 0), StepService.of(PLAN), repeats=1) for n in counts)
         many["cost_against_10000"] = few["requests_per_cpu_s"] / many["requests_per_cpu_s"]
         many["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
         found["million"] = many
