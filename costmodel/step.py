@@ -283,7 +283,7 @@ class StepModel:
         keys : sequence of float
             By read class, the keys that all of them read.
         """
-        device_s, lines = self._lines(decoding, keys)
+        device_s, lines = self.lines(decoding, keys)
         for line, total in zip(lines, keys, strict=True):
             if line is not None:
                 device_s += line.read(total / decoding)
@@ -305,8 +305,8 @@ class StepModel:
         -----
         Bit by bit what `decode_step_s` returns for one step after another.
         """
-        rest, lines = self._lines(decoding, keys)
-        if any(line is None and more for line, more in zip(lines, growth, strict=True)):
+        rest, lines = self.lines(decoding, keys)
+        if self.without_line and any(growth[i] for i in self.without_line):
             after = ([first + i * more for first, more in zip(keys, growth, strict=True)] for i in range(k))
             return np.array([self.decode_step_s(decoding, some) for some in after])
         device_s, steps = np.full(k, rest), np.arange(k, dtype=float)
@@ -319,7 +319,7 @@ class StepModel:
     def _host_s(self, decoding: int) -> float:
         return self.step_host_s + decoding * self.sequence_host_s
 
-    def _lines(self, decoding: int, keys: Sequence[float]) -> tuple[float, tuple[Line | None, ...]]:
+    def lines(self, decoding: int, keys: Sequence[float]) -> tuple[float, tuple[Line | None, ...]]:
         """Return the time of everything but cached keys, and the lines of the cache entries.
 
         An entry without a curve has no line; its keys are in the rest, which is worked out again when they change.

@@ -34,6 +34,8 @@ COMMANDS: Final = {
     "compose": "Compare each technique alone with all together: what adds up, what cancels, where the bottleneck went.",
     "solve": "Find what meets a target, or from where on a technique pays.",
     "roofline": "Show every stage and operator under the roofs of the device.",
+    "simulate": "Simulate serving: latencies, promises kept, goodput, use of the hardware, money and energy.",
+    "workloads": "List the workloads and the trace formats, with their sources.",
     "calibrate": "Fit the efficiency curves of a device to measured kernels, with the error on held-out shapes.",
     "validate": "Compare predictions with published and measured data.",
     "measure": "Measure a model on a real device: stages, kernels, and transformers beside them.",

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from studies.paper import figure4
-from studies.validation import preprocess, speed
+from studies.validation import preprocess, simulator_speed, speed
 
 
 def test_figure4_puts_every_stage_on_the_papers_side_of_the_ridge(tmp_path, monkeypatch, capsys):
@@ -47,3 +47,14 @@ def test_preprocess_writes_measurement_lines(tmp_path, monkeypatch, capsys):
     assert [line["shape"]["part"] for line in lines] == ["decode", "resize_normalise_patch"] * 2
     assert all(len(line["samples_s"]) == 2 and min(line["samples_s"]) > 0 for line in lines)
     assert "s/pixel" in capsys.readouterr().out
+
+
+def test_simulator_speed_prints_every_figure(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["simulator_speed"])
+    monkeypatch.setattr(simulator_speed, "N_REQUESTS", dict.fromkeys(simulator_speed.TARGETS, 300))
+    monkeypatch.setattr(simulator_speed, "N_SATURATION", dict.fromkeys(simulator_speed.TARGETS, 300))
+    monkeypatch.setattr(simulator_speed, "N_LEAPS", 20)
+    simulator_speed.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["leaps"]["events_leaping"] <= found["leaps"]["events_stepping"] / 10
+    assert found["leaps"]["equal_bit_by_bit"] == 1.0

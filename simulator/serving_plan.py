@@ -1,0 +1,168 @@
+"""Everything that says how requests are served: topology, policies, techniques, and what to ask of it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from costmodel.base import Frozen
+from costmodel.errors import one_line
+from simulator.batching import batch_policy
+from simulator.routing import router
+from simulator.topology import Link, Pool, Topology
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Policies(Frozen):
+    """Decisions by name.
+
+    Parameters
+    ----------
+    batch : str
+        How a worker forms its batches; a module of `simulator.batching`.
+    router : str
+        Which worker a request goes to.
+    prefix_caching : bool
+        Whether prompts that start alike share blocks.
+    """
+
+    batch: str = "vllm"
+    router: str = "round-robin"
+    prefix_caching: bool = True
+
+    @field_validator("batch")
+    @classmethod
+    def _known_batch(cls, name: str) -> str:
+        batch_policy(name)
+        return name
+
+    @field_validator("router")
+    @classmethod
+    def _known_router(cls, name: str) -> str:
+        router(name)
+        return name
+
+
+class Slo(Frozen):
+    """Promises a request is held to; None promises nothing.
+
+    Parameters
+    ----------
+    ttft_s, tpot_s, e2e_s : float or None
+        Longest time to first token, time per output token, and time from arrival to the last token [s].
+    """
+
+    ttft_s: Positive | None = None
+    tpot_s: Positive | None = None
+    e2e_s: Positive | None = None
+
+
+class Traffic(Frozen):
+    """What is asked of a plan.
+
+    Parameters
+    ----------
+    name : str
+        A preset, or the path of a trace.
+    rate : float or None
+        Requests a second.
+    arrivals : str
+        How they come: poisson, gamma:cv=2, …
+    concurrency : int
+        Closed loop with so many users; 0 is open.
+    requests : int
+        How many.
+    """
+
+    name: str
+    rate: Positive | None = None
+    arrivals: str = "poisson"
+    concurrency: Annotated[int, Field(ge=0)] = 0
+    requests: Annotated[int, Field(ge=1)] = 1000
+
+
+class Method(Frozen):
+    """A technique by name.
+
+    Parameters
+    ----------
+    name : str
+    parameters : mapping
+        Its parameters.
+    """
+
+    name: str
+    parameters: dict[str, float | str] = Field(default_factory=dict)
+
+
+class ServingPlan(Frozen):
+    """How a model is served.
+
+    Parameters
+    ----------
+    model : str
+        The model.
+    pools, links
+        The topology.
+    policies : Policies
+    techniques : tuple of Method
+    workload : Traffic or None
+    slo : Slo or None
+        What a PLAN.toml asks for; options of the command stand above it.
+    weight_bits, activation_bits, kv_bits : int
+        Widths of numbers.
+    """
+
+    model: str
+    pools: tuple[Pool, ...]
+    links: tuple[Link, ...] = ()
+    policies: Policies = Policies()
+    techniques: tuple[Method, ...] = ()
+    workload: Traffic | None = None
+    slo: Slo | None = None
+    weight_bits: int = 16
+    activation_bits: int = 16
+    kv_bits: int = 16
+
+    @property
+    def topology(self) -> Topology:
+        """Pools and links, checked."""
+        return Topology(pools=self.pools, links=self.links)
+
+    @property
+    def devices(self) -> int:
+        """Devices of all pools."""
+        return sum(pool.devices for pool in self.pools)
+
+    @staticmethod
+    def read(path: str | Path) -> ServingPlan:
+        """Return the plan of a TOML file.
+
+        Raises
+        ------
+        ValueError
+            If it is no plan; the message names the key.
+        """
+        try:
+            held: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no plan {str(path)!r}; give the path of a TOML file, or --model, …") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{str(path)!r} is no TOML file: {error}") from None
+        try:
+            plan = ServingPlan.model_validate(held)
+            _ = plan.topology
+        except ValidationError as error:
+            raise one_line(error, str(path)) from None
+        return plan
+
+    def as_toml(self) -> str:
+        """Return the plan as a TOML file."""
+        import tomlkit
+
+        held = self.model_dump(mode="json", exclude_none=True, exclude_defaults=True, by_alias=True)
+        return tomlkit.dumps({"model": held.pop("model"), **held})

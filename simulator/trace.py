@@ -1,0 +1,115 @@
+"""What happened, as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodel.base import Array
+from simulator.batch import Limits
+from simulator.request import Ints, Requests, State
+from simulator.serving_plan import ServingPlan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """One run.
+
+    Parameters
+    ----------
+    plan : ServingPlan
+    requests : Requests
+    prompt_tokens : ndarray of int
+        By request, pictures included.
+    columns : mapping of str to ndarray
+        By request: arrival_s, preprocess_s, queued_s, scheduled_s, first_token_s, finish_s [s], not a number where it
+        did not happen; state, preemptions, cached_tokens, worker.
+    steps : tuple of mapping of str to ndarray
+        By worker, a row a step or leap; see `simulator.steplog.COLUMNS`.
+    itl : tuple of ndarray
+        Gaps between tokens [s], and how often each occurred.
+    limits : Limits
+        Settings of the workers.
+    preprocess_workers : int
+    preprocess_busy_s : float
+        CPU workers, and the time that they worked [s].
+    encoder_hits, encoder_misses, evicted_blocks, held_blocks : int
+        What the caches did, and blocks in use at the end.
+    faults : tuple of str
+        What did not add up in the caches.
+    seed : int
+    wall_s, cpu_s : float
+        What the run took [s].
+    events : int
+        Events on the clock.
+    """
+
+    plan: ServingPlan
+    requests: Requests
+    prompt_tokens: Ints
+    columns: Mapping[str, NDArray[Any]]
+    steps: tuple[Mapping[str, Array], ...]
+    itl: tuple[Array, Array]
+    limits: Limits
+    preprocess_workers: int
+    preprocess_busy_s: float
+    encoder_hits: int
+    encoder_misses: int
+    evicted_blocks: int
+    held_blocks: int
+    faults: tuple[str, ...]
+    seed: int
+    wall_s: float
+    cpu_s: float
+    events: int
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    @property
+    def finished(self) -> NDArray[np.bool_]:
+        """Which requests have their last token."""
+        found: NDArray[np.bool_] = self.columns["state"] == State.FINISHED
+        return found
+
+    @property
+    def output_tokens(self) -> Ints:
+        """Tokens of the answers."""
+        return self.requests.output_tokens
+
+    @property
+    def ttft_s(self) -> Array:
+        """Time to first token of each request [s]."""
+        found: Array = self.columns["first_token_s"] - self.columns["arrival_s"]
+        return found
+
+    @property
+    def e2e_s(self) -> Array:
+        """Time from arrival to the last token of each request [s]."""
+        found: Array = self.columns["finish_s"] - self.columns["arrival_s"]
+        return found
+
+    @property
+    def tpot_s(self) -> Array:
+        """Time per output token after the first; not a number for answers of one token [s]."""
+        gaps = (self.output_tokens - 1).astype(float)
+        gaps[gaps == 0] = np.nan
+        result: Array = (self.columns["finish_s"] - self.columns["first_token_s"]) / gaps
+        return result
+
+    @property
+    def span_s(self) -> float:
+        """Time from the first arrival to the last end [s]."""
+        arrival, finish = self.columns["arrival_s"], self.columns["finish_s"]
+        if np.isnan(arrival).all() or np.isnan(finish).all():
+            return 0.0
+        return float(np.nanmax(finish) - np.nanmin(arrival))
+
+
+def same(a: Trace, b: Trace) -> bool:
+    """Return whether two traces say the same of every request, bit by bit."""
+    return all(a.columns[name].tobytes() == b.columns[name].tobytes() for name in a.columns)

@@ -1,0 +1,7 @@
+"""Requests to serve: presets of the literature, arrivals of any burstiness, and traces that are replayed."""
+
+from simulator.traffic.arrivals import arrival_times
+from simulator.traffic.presets import preset, preset_names
+from simulator.traffic.read import format_names, read
+
+__all__ = ["arrival_times", "format_names", "preset", "preset_names", "read"]
