@@ -25,6 +25,7 @@ from costmodel.techniques.kv_quantize import KVQuantize
 from costmodel.techniques.kv_retrieve import KVRetrieve
 from costmodel.units import BITS_PER_BYTE
 from studies.frontiers.common import Numbers, markdown, panels, write
+from studies.frontiers.texts import HYBRID
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -201,39 +202,6 @@ def winners(rows: Sequence[Numbers]) -> Iterator[Numbers]:
 NAMES: Final = {"kv_gb": "cache on the device", "ttft_s": "TTFT", "tpot_ms": "TPOT", "max_batch": "largest batch"} | {
     "tokens_per_s": "tokens/s at that batch"
 }
-TEXT: Final = """# Hybrid compression: {model}, 30,104 visual and 64 text tokens, 128 output tokens
-
-A budget is the share of the prompt's cache that a step reads, in bytes. `retrieve` keeps everything; `prune` and
-`quantise` lose what they drop. `heads:` splits the four key heads in two groups, `layers:` the 28 layers in two or
-three, each with an operator of its own and all at the budget together. Quantising alone cannot go below {floor:.1%} (one
-bit, and scales for every {group:g} numbers).
-
-{points}
-Quality is what HybridKV published at budgets from 10 to 20 % on Video-ChatGPT; of every other point it is unknown, and
-the survey's Table 7 does not say its budget.
-
-## Where each wins
-
-Operators within {close:.0%} of the best, and how far the worst lies from the best.
-
-{winners}
-## Beside the survey's Table 8 (L40S, `hf-eager`, prune and retrieve by head)
-
-{table_8}
-Ours counts the budget alone, and {generated} generated tokens beside it; a window of 772 tokens that is always kept
-would give the published bytes. Published decoding falls less than ours: that software does work at low budgets which
-this model does not have, or its full cache is copied less.
-
-## What it says, and what not
-
-- Per byte read, operators cost a step the same: the kernels see bytes. What differs is the rest: what the device holds
-  (retrieval on the device frees nothing), the way from the host, and the wide copy where nothing is fused.
-- With `hf-eager` on H100 the host issues kernels more slowly than the device runs them: no operator shortens a step.
-- With `vllm` a step is mostly weights: a tenth of the cache shortens it by {gain:.0%} on H100. The gain is the batch.
-- Which heads or layers are sensitive is not modelled: shares and groups are given, not found. A hybrid costs what its
-  parts cost; whether it keeps more quality is only what others measured.
-- `vllm` with `quantise` assumes a fused kernel for any mean width, which that engine does not ship below eight bits.
-"""
 
 
 def points(found: Numbers) -> str:
@@ -274,7 +242,7 @@ def report(found: Numbers) -> str:
         for r in found["table_8"]
     ]
     columns = ("budget", "GB published", "GB ours", "ms/token published", "ms/token ours", "error")
-    return TEXT.format(
+    return HYBRID.format(
         model=MODEL,
         floor=FLOOR,
         group=GROUP,

@@ -23,6 +23,7 @@ from costmodel.techniques import Technique
 from costmodel.techniques.relaxed_verify import RelaxedVerify
 from costmodel.techniques.speculate import Speculate
 from studies.frontiers.common import Numbers, markdown, panels, write
+from studies.frontiers.texts import RELAXED_PAGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,49 +178,6 @@ def crossing(acceptances: Array, speed_ups: Array) -> float | None:
     return float(np.interp(1.0, speed_ups, acceptances))
 
 
-TEXT: Final = """# Relaxed verification: Qwen2.5-VL pairs on one {device}, 12,544 visual tokens, 256 output tokens
-
-## Beside the survey's Table 10 ({drafted:g} tokens drafted, {keep:.0%} of the visual tokens seen by the draft)
-
-{table}
-Accepted tokens follow from the strict ones alone. The table was measured on two H200 with Hugging Face code; frames,
-text and placement are assumed. Median error {median:.0%} with `hf-eager`, {other:.0%} with `vllm`.
-
-The number of visual tokens is the assumption that matters. Median error of `hf-eager` by it, 32B pairs and 7B/7B:
-
-{longer}
-Read it as what would explain the table, not as a check: one number is fitted to nine. At no length does a 7B draft of a
-7B target gain here, and the survey has 1.26 to 1.80: its target took some 2.4 times as long as its draft's pass.
-
-## Where speculation stops paying
-
-Speed-up with {drafted:g} drafted tokens a round by batch (up to 256; * does not fit on one device), at which batches it
-pays, and the best speed-up of one request over the drafted tokens (in brackets).
-
-{batches}
-## The least acceptance at which one request gains
-
-{acceptance}
-## What the draft sees
-
-Speed-up of {keep_batch:g} requests at strict acceptance, by the share of visual tokens that the draft sees.
-
-{keeps}
-## What it says, and what not
-
-- Under `hf-eager` one request waits for the host, which issues target and draft layer by layer: a draft of 28 (7B) or
-  36 layers (3B) against a target of 64 or 28 cannot gain ten times over. A smaller draft with more layers is slower.
-- With a short prompt, batches stop it: verifying {rows:g} rows a request is no longer free once the products are bound by
-  compute, and the draft's passes stay. With a long prompt they do not: a step is mostly the cache of every request, a
-  round reads it once for {rows:g} rows, and the draft holds a tenth of it. The gain then grows with the batch.
-- Relaxing raises accepted tokens and leaves the round as it is, so it moves every curve by the same factor. It saves a
-  slow draft only where that factor reaches one.
-- What the draft sees hardly moves one request; its worth is room in memory, and batches of long prompts. That acceptance
-  stays when it sees less is assumed: nobody published it by keep.
-- Independent acceptance at every position is assumed; quality is what Table 10 prints, down to {quality:.1%}, and unknown
-  between its points. Trees, and drafts on devices of their own, are not in this study.
-- Requests of a batch are taken to finish a round together; engines that pad or wait lose more.
-"""
 
 
 def table(found: Numbers) -> str:
@@ -279,7 +237,7 @@ def report(found: Numbers) -> str:
     shown = range(0, len(gammas), 3 if len(gammas) == GAMMAS.size else 1)
     least = [(r[0], r[1], *(r[2 + i] for i in shown)) for r in case_rows(found, "break_even_acceptance", ".2f")]
     worst = min(q for rows in TABLE_10.values() for _, _, q in rows)
-    return TEXT.format(
+    return RELAXED_PAGE.format(
         device=DEVICE,
         drafted=DRAFTED,
         keep=KEEP,
