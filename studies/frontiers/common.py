@@ -54,7 +54,7 @@ def panels(path: Path, columns: int, draw: Callable[[Sequence[Axes]], None], *, 
     figure = Figure(figsize=(width * columns, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     draw(list(figure.subplots(1, columns, squeeze=False)[0]))
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def write(

@@ -1,8 +1,8 @@
-"""Hybrid compression: which operator for which heads or layers, at an equal budget of the cache?
+"""Hybrid compression: an operator for each group of heads or layers, at an equal budget of the cache.
 
 One long video on Qwen2.5-VL-7B: the request of the survey's Table 8, whose full cache is 1.73 GB. A budget is the share
-of the prompt's cache, in bytes, that a decode step reads. Pruning, quantising and retrieving meet the same budget, alone
-or each in a group of its own: half of the key heads, halves or thirds of the layers.
+of the prompt's cache, in bytes, that a decode step reads. Pruning, quantising and retrieving meet the same budget,
+alone or each in a group of its own: half of the key heads, halves or thirds of the layers.
 
     python -m studies.frontiers.hybrid_compression
 """
@@ -49,6 +49,23 @@ CLOSE: Final = 0.01
 """Relative distance from the best within which an operator wins too."""
 METRICS: Final = ("kv_gb", "ttft_s", "tpot_ms", "max_batch", "tokens_per_s")
 MORE_IS_BETTER: Final = ("max_batch", "tokens_per_s")
+CODES: Final = {
+    "prune": "P",
+    "quantise": "Q",
+    "retrieve, device": "Rd",
+    "retrieve, host": "Rh",
+    "retrieve, host, each step": "Rs",
+    "heads: prune + retrieve": "P/Rh",
+    "layers: quantise + prune": "Q/P",
+    "layers: all three": "Q/P/Rh",
+}
+NAMES: Final = {
+    "kv_gb": "cache on the device",
+    "ttft_s": "TTFT",
+    "tpot_ms": "TPOT",
+    "max_batch": "largest batch",
+    "tokens_per_s": "tokens/s at that batch",
+}
 TABLE_8: Final = {1.0: (1.73, 58.94), 0.2: (0.40, 42.08), 0.1: (0.22, 38.65)}
 """Survey, Table 8 (L40S, Hugging Face with FlashAttention): cache [GB] and ms a token by budget."""
 Place: TypeAlias = Literal["layer", "head"]
@@ -102,7 +119,7 @@ def prune(budget: float) -> Technique:
 
 
 def quantise(budget: float, engine: str) -> Technique:
-    """Return bits that take a share of 16; the eager engine writes a wide copy in every step, as its cache class does."""
+    """Return bits that take a share of 16; the cache class of the eager engine writes a wide copy in every step."""
     bits = budget * FULL_BITS
     if bits < BITS_PER_BYTE:  # from eight bits on there are no scales to keep
         bits -= SCALE_BITS
@@ -152,7 +169,7 @@ def row(device: str, engine: str, budget: float, name: str, techniques: Sequence
         "tpot_ms": float(p.tpot_s) * 1e3,
         "max_batch": p.max_batch,
         "tokens_per_s": decode_rate(full),
-        "quality": quality(budget) if name.startswith("heads") else None,
+        "quality": quality(budget) if name.startswith("heads") else (None if techniques else 1.0),
     }
 
 
@@ -163,8 +180,6 @@ def decode_rate(prediction: Prediction) -> float:
 
 def quality(budget: float) -> float | None:
     """Return what is published of pruning and retrieving by head; None where nothing is."""
-    if budget == 1.0:
-        return 1.0
     method = technique("hybridkv", keep=budget)
     assert isinstance(method, Published)  # noqa: S101 - it is a file of the catalogue
     return quality_of(method).retention
@@ -196,38 +211,31 @@ def winners(rows: Sequence[Numbers]) -> Iterator[Numbers]:
             who = [r["operator"] for r in same if abs(r[metric] - best) <= CLOSE * best]
             spread = max(r[metric] for r in same) / min(r[metric] for r in same)
             where = dict(zip(("device", "engine", "budget"), key, strict=True))
-            yield {**where, "metric": metric, "best": who, "spread": spread}
-
-
-NAMES: Final = {"kv_gb": "cache on the device", "ttft_s": "TTFT", "tpot_ms": "TPOT", "max_batch": "largest batch"} | {
-    "tokens_per_s": "tokens/s at that batch"
-}
+            yield {**where, "metric": metric, "best": who, "among": len(same), "spread": spread}
 
 
 def points(found: Numbers) -> str:
     """Return the table of chosen budgets."""
     columns = ("device", "engine", "budget", "operator", "device GB", "host GB", "TTFT s", "TPOT ms", "batch")
-    rows = [
-        (r["device"], r["engine"], f"{r['budget']:.0%}", r["operator"], f"{r['kv_gb']:.2f}", f"{r['host_kv_gb']:.2f}")
-        + (f"{r['ttft_s']:.2f}", f"{r['tpot_ms']:.1f}", f"{r['max_batch']}", f"{r['tokens_per_s']:.0f}")
-        + ("unknown" if r["quality"] is None and r["operator"] != "none" else f"{r['quality'] or 1.0:.3f}",)
-        for r in found["rows"]
-        if r["operator"] == "none" or r["budget"] == SHOWN
-    ]
+    rows = []
+    for r in found["rows"]:
+        if r["operator"] == "none" or r["budget"] == SHOWN:
+            head = (r["device"], r["engine"], f"{r['budget']:.0%}", r["operator"])
+            held = (f"{r['kv_gb']:.2f}", f"{r['host_kv_gb']:.2f}", f"{r['ttft_s']:.2f}", f"{r['tpot_ms']:.1f}")
+            kept = "unknown" if r["quality"] is None else f"{r['quality']:.3f}"
+            rows.append((*head, *held, f"{r['max_batch']}", f"{r['tokens_per_s']:.0f}", kept))
     return markdown((*columns, "tokens/s at it", "quality kept"), rows)
 
 
 def winners_table(found: Numbers) -> str:
     """Return who wins, a row a device, engine and number."""
     tabled = [w for w in found["winners"] if w["budget"] in TABLED]
-    budgets = sorted({w["budget"] for w in tabled})
     cells: dict[tuple[str, ...], list[str]] = {}
     for w in tabled:
-        n = sum(w["device"] == r["device"] and w["engine"] == r["engine"] and w["budget"] == r["budget"] for r in
-            found["rows"] if r["operator"] != "none")
-        who = "all" if len(w["best"]) == n else "; ".join(w["best"])
+        who = "all" if len(w["best"]) == w["among"] else " ".join(CODES[name] for name in w["best"])
         cells.setdefault((w["device"], w["engine"], NAMES[w["metric"]]), []).append(f"{who} ({w['spread']:.2f}x)")
-    return markdown(("device", "engine", "number", *(f"{b:.0%}" for b in budgets)), [(*k, *v) for k, v in cells.items()])
+    budgets = [f"{b:.0%}" for b in sorted({w["budget"] for w in tabled})]
+    return markdown(("device", "engine", "number", *budgets), [(*key, *row) for key, row in cells.items()])
 
 
 def report(found: Numbers) -> str:
@@ -237,15 +245,16 @@ def report(found: Numbers) -> str:
     low = min(r["budget"] for r in found["rows"])
     gain = 1.0 - rows[(*where, low, "prune")]["tpot_ms"] / rows[(*where, 1.0, "none")]["tpot_ms"]
     table_8 = [
-        (f"{r['budget']:.0%}", f"{r['kv_gb']}", f"{r['ours']['kv_gb']:.2f}", f"{r['tpot_ms']}")
-        + (f"{r['ours']['tpot_ms']:.1f}", f"{r['ours']['tpot_ms'] / r['tpot_ms'] - 1:+.0%}")
+        (f"{r['budget']:.0%}", f"{r['kv_gb']}", f"{o['kv_gb']:.2f}", f"{r['tpot_ms']}", f"{o['tpot_ms']:.1f}", error)
         for r in found["table_8"]
+        for o, error in [(r["ours"], f"{r['ours']['tpot_ms'] / r['tpot_ms'] - 1:+.0%}")]
     ]
     columns = ("budget", "GB published", "GB ours", "ms/token published", "ms/token ours", "error")
     return HYBRID.format(
         model=MODEL,
         floor=FLOOR,
         group=GROUP,
+        codes="; ".join(f"{code} {name}" for name, code in CODES.items()),
         close=CLOSE,
         points=points(found),
         winners=winners_table(found),

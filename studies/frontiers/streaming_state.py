@@ -1,4 +1,4 @@
-"""Streaming state: how many frames a second, at which latency and in how much memory does an endless video run?
+"""Streaming state: the rate, the latency and the memory at which an endless video runs.
 
 Qwen2.5-VL-7B watches a video of 640x360 that is sampled at two frames a second. The state is kept in five ways; each is
 asked once the video has run for an hour, or, where nothing bounds it, after some minutes.
@@ -203,7 +203,8 @@ def numbers(smoke: bool) -> Numbers:  # noqa: FBT001 - the size, as the command 
     growing = [Watched("everything kept", device, [], seconds).row() for device in devices for seconds in GROWING_S]
     most = 4 if smoke else MOST_STREAMS
     many = [most_streams(way, most) for way in ways]
-    return {"model": MODEL, "engine": ENGINE, "rows": rows, "growing": growing, "streams": many, "published": published()}
+    found = {"rows": rows, "growing": growing, "streams": many, "published": published()}
+    return {"model": MODEL, "engine": ENGINE, **found}
 
 
 def way_table(found: Numbers) -> str:
@@ -224,9 +225,8 @@ def growing_table(found: Numbers) -> str:
     rows = []
     for r in found["growing"]:
         full = f"{(r['full_after_s'] or 0.0) / 60:.0f} min"
-        rate = f"{r['frames_per_s']:.1f}"
-        rows.append((r["device"], f"{r['seconds'] / 60:.0f} min", rate, f"{r['chunk_s'] * 1e3:.0f}", f"{r['kv_gb']:.1f}"))
-        rows[-1] += ("yes" if r["fits"] else "no", full)
+        times = (f"{r['seconds'] / 60:.0f} min", f"{r['frames_per_s']:.1f}", f"{r['chunk_s'] * 1e3:.0f}")
+        rows.append((r["device"], *times, f"{r['kv_gb']:.1f}", "yes" if r["fits"] else "no", full))
     return markdown(("device", "seen", "frames/s", "chunk ms", "cache GB", "fits", "device full after"), rows)
 
 
@@ -241,6 +241,7 @@ def report(found: Numbers) -> str:
         engine=ENGINE,
         table=way_table(found),
         growing=growing_table(found),
+        host=found["rows"][-1]["host_frames_per_s"],
         published=markdown(("what", "published", "ours", "error"), beside),
     )
 
