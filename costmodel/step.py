@@ -125,6 +125,8 @@ class StepModel:
         Read classes whose attention has no curve.
     lean : LeanTable or None
         The same table without arrays, where every operator has a curve.
+    cached : PricedTable or None
+        What a step does to the cache, where that comes on top of the host's time.
     """
 
     query: Query
@@ -138,6 +140,7 @@ class StepModel:
     request_host_s: float
     without_line: tuple[int, ...]
     lean: LeanTable | None
+    cached: PricedTable | None = None
     _at: dict[tuple[float, ...], tuple[float, tuple[Line | None, ...]]] = field(default_factory=dict)
 
     @staticmethod
@@ -183,6 +186,7 @@ class StepModel:
             table=table,
             without_line=_without_line(table, len(structure.kv)),
             lean=None if table.flat else LeanTable.of(table),
+            cached=_cached(table, len(structure.kv)) if engine.cache_adds_to_host else None,
             read_classes=tuple(ReadClass.of(entry) for entry in structure.kv),
             floors_s=(chunk_floor, decode_floor),
             step_host_s=engine.step_host_s / device.host_speed,
@@ -269,7 +273,8 @@ class StepModel:
         else:
             device_s = self.lean.total_s(sums)  # type: ignore[arg-type]
         host_s = self.step_host_s + (finishing + decoding) * self.sequence_host_s
-        return max(device_s, self.floors_s[0]) + host_s + (self.request_host_s if finishing else 0.0)
+        beyond_s = self._beyond_host_s(sums)
+        return max(device_s - beyond_s, self.floors_s[0]) + beyond_s + host_s + (self.request_host_s if finishing else 0.0)
 
     # Steps with decoding sequences alone
 
@@ -287,7 +292,8 @@ class StepModel:
         for line, total in zip(lines, keys, strict=True):
             if line is not None:
                 device_s += line.read(total / decoding)
-        return max(device_s, self.floors_s[1]) + self._host_s(decoding)
+        beyond_s = self._beyond_host_s(self.sums((), 0.0, decoding, keys).flat()) if self.cached else 0.0
+        return max(device_s - beyond_s, self.floors_s[1]) + beyond_s + self._host_s(decoding)
 
     def decode_steps_s(self, decoding: int, keys: Sequence[float], growth: Sequence[float], k: int) -> Array:
         """Return the times of the next steps while no sequence comes or goes, shape (k,) [s].
@@ -306,7 +312,7 @@ class StepModel:
         Bit by bit what `decode_step_s` returns for one step after another.
         """
         rest, lines = self._lines(decoding, keys)
-        if any(line is None and more for line, more in zip(lines, growth, strict=True)):
+        if self.cached or any(line is None and more for line, more in zip(lines, growth, strict=True)):
             after = ([first + i * more for first, more in zip(keys, growth, strict=True)] for i in range(k))
             return np.array([self.decode_step_s(decoding, some) for some in after])
         device_s, steps = np.full(k, rest), np.arange(k, dtype=float)
@@ -315,6 +321,10 @@ class StepModel:
                 device_s += line.read_many((first + steps * more) / decoding)
         times: Array = np.maximum(device_s, self.floors_s[1]) + self._host_s(decoding)
         return times
+
+    def _beyond_host_s(self, sums: Sequence[Quantity]) -> float:
+        """Return the device's time that does not hide behind the host's [s]."""
+        return 0.0 if self.cached is None else float(self.cached.total_s(np.array(sums, dtype=float)[:, None])[0])
 
     def _host_s(self, decoding: int) -> float:
         return self.step_host_s + decoding * self.sequence_host_s
@@ -341,6 +351,12 @@ class StepModel:
         n_classes = len(self.read_classes)
         lines = (None if i in self.without_line else Line.of(next(steps), decoding) for i in range(n_classes))
         return rest, tuple(lines)
+
+
+def _cached(table: PricedTable, n_entries: int) -> PricedTable:
+    """Return the operators whose work depends on the keys of cache entries, the last sums of a step."""
+    n_sums = table.table.coefficients.shape[2]
+    return priced(table.table.apart(n_sums - n_entries), table.kernels)
 
 
 def _without_line(table: PricedTable, n_entries: int) -> tuple[int, ...]:
