@@ -29,7 +29,7 @@ from studies.validation.published_files import (
     model_of,
     pictures,
 )
-from studies.validation.requests import WHATS, band, engine_of, value
+from studies.validation.requests import WHATS, band, engine_of, hardware_of, value
 from studies.validation.rows import Row
 
 MEASURED: Final = "techniques.csv"
@@ -213,7 +213,7 @@ def timed(figure: MethodFigure) -> Pair:
 def _predict(figure: MethodFigure, techniques: Sequence[Technique]) -> Prediction:
     return predict(
         model_of(figure.model),
-        figure.hardware,
+        hardware_of(figure.hardware, figure.source),
         figure.workload(),
         techniques=techniques,
         batch=float(figure.batch),
