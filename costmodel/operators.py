@@ -194,7 +194,7 @@ class OperatorTable:
 
     def driven_by(self, first: int) -> NDArray[np.bool_]:
         """Return which operators depend on any sum from this one on, shape (n_operators,)."""
-        driven: NDArray[np.bool_] = self.coefficients[:, :, first:].any(axis=(0, 2))
+        driven: NDArray[np.bool_] = np.any(self.coefficients[:, :, first:], axis=(0, 2))
         return driven
 
     def apart(self, first: int) -> OperatorTable:

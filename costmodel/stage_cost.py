@@ -261,7 +261,9 @@ def _spread(
     bands = operator_bands(priced.found, priced.table.kinds.tolist(), times.sizes, engine)
     for band, name in zip(bands, ("low", "high"), strict=True):
         host, software = (getattr(engine, f"{owner}_{name}") or 0.0 for owner in ("host", "software"))
-        moved = np.bincount(priced.table.kinds, weights=(operators_s * band * each_waits).sum(axis=1), minlength=N_KINDS)
+        moved = np.bincount(
+            priced.table.kinds, weights=(operators_s * band * each_waits).sum(axis=1), minlength=N_KINDS
+        )
         stated = [getattr(engine.kind(kind), name) or 0.0 for kind in Kind]
         on_device_s = total_s - host_s
         sides.append((*(moved + flat * stated).tolist(), host_s * host, on_device_s * software))

@@ -274,7 +274,9 @@ class StepModel:
             device_s = self.lean.total_s(sums)  # type: ignore[arg-type]
         host_s = self.step_host_s + (finishing + decoding) * self.sequence_host_s
         beyond_s = self._beyond_host_s(sums)
-        return max(device_s - beyond_s, self.floors_s[0]) + beyond_s + host_s + (self.request_host_s if finishing else 0.0)
+        return (
+            max(device_s - beyond_s, self.floors_s[0]) + beyond_s + host_s + (self.request_host_s if finishing else 0.0)
+        )
 
     # Steps with decoding sequences alone
 

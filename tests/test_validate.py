@@ -13,6 +13,7 @@ from costmodel import Workload, engine_names, hardware_names, load_hardware, pre
 from costmodel.efficiency import Chip, GemmCurve, gemm_s
 from studies.cli import main
 from studies.validation import published_files, report, suites
+from studies.validation.methods import EXACT, MEASURED, MethodFigure
 from studies.validation.operators import fits_of, load_profiles, load_scored
 from studies.validation.published_files import (
     FOLDER,
@@ -28,10 +29,17 @@ from studies.validation.requests import STAGES, WHATS, band, engine_of, predict_
 from studies.validation.rows import Errors, Row, Suite, bands, by_group, errors_of, pooled
 from studies.validation.suites import run_suites, suite_names
 
-FILES = {"end_to_end.csv": EndToEnd, "counts.csv": CountFigure, "splitwise.csv": PhaseTimes}
+FILES = {
+    "end_to_end.csv": EndToEnd,
+    "counts.csv": CountFigure,
+    "splitwise.csv": PhaseTimes,
+    MEASURED: MethodFigure,
+    EXACT: MethodFigure,
+}
 FIGURES = [row for name in ("end_to_end.csv", "counts.csv") for row in read_rows(name, FILES[name])]
 SERVED = read_rows("end_to_end.csv", EndToEnd)
 PHASES = read_rows("splitwise.csv", PhaseTimes)
+METHODS = [row for name in (MEASURED, EXACT) for row in read_rows(name, MethodFigure)]
 SUMMARY = {"rows", "median", "mean", "p90", "bias", "banded", "inside", "exact", "coverage"}
 ROW = {"name", "what", "predicted", "measured", "unit", "low", "high", "error", "inside", "source", "note", "exact"}
 
@@ -67,7 +75,7 @@ def test_every_served_figure_says_what_is_asked_and_what_is_assumed(figure):
 def test_names_of_figures_are_unique_and_no_source_is_idle():
     names = [figure.name + figure.source for figure in FIGURES]
     assert len(names) == len(set(names))
-    assert {figure.source for figure in FIGURES} | {"splitwise"} == set(load_sources())
+    assert {figure.source for figure in (*FIGURES, *METHODS)} | {"splitwise"} == set(load_sources())
 
 
 def test_splitwise_requests_take_their_prompt_and_their_steps():
@@ -212,7 +220,7 @@ def test_bands_count_kernels_and_requests_apart():
 
 def test_suites_are_the_files_of_their_folder(tmp_path, monkeypatch):
     files = {path.stem for path in Path(suites.__file__).parent.glob("*.py")} - {"__init__"}
-    assert set(suite_names()) == files == {"counts", "operators", "published", "splitwise"}
+    assert set(suite_names()) == files == {"counts", "operators", "published", "splitwise", "techniques"}
     text = "from studies.validation.rows import Suite\ndef evaluate(data=None):\n    return Suite('new', str(data))\n"
     (tmp_path / "new.py").write_text(text, encoding="utf-8")
     monkeypatch.setattr(suites, "__path__", [*suites.__path__, str(tmp_path)])
@@ -355,7 +363,7 @@ def test_text_has_a_table_and_a_summary(capsys):
     assert main(["validate", "published"]) == 0
     shown = capsys.readouterr().out
     assert "58.94 ms" in shown
-    assert "28 rows: absolute error median" in shown
+    assert "24 rows: absolute error median" in shown
     assert "Bands at 90%" in shown
     assert max(map(len, shown.splitlines())) <= 100
 
@@ -365,7 +373,8 @@ def test_an_unknown_suite_is_one_line_and_exit_2(capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err == (
-        "lvlm: unknown suite 'splitwize'; did you mean 'splitwise'? known: counts, operators, published, splitwise\n"
+        "lvlm: unknown suite 'splitwize'; did you mean 'splitwise'? known: counts, operators, published, splitwise, "
+        "techniques\n"
     )
 
 

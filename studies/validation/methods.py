@@ -150,6 +150,8 @@ class MethodFigure(Frozen):
 
 
 RATIO_ROUNDING: Final = 1e-4
+DEFINED: Final = ("x", "%")
+"""Units whose baseline is one by definition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +197,14 @@ def rows_of(figure: MethodFigure) -> Iterator[Row]:
         float(figure.value / figure.baseline),
         "ratio",
         figure.source,
-        rounding=(rounding / float(figure.value) + half_of_last_digit(figure.baseline) / float(figure.baseline))
-        * float(figure.ratio),
+        rounding=(rounding / float(figure.value) + _baseline_rounding(figure)) * float(figure.ratio),
         note=figure.note,
     )
+
+
+def _baseline_rounding(figure: MethodFigure) -> float:
+    """Return how far rounding moves a baseline, as a share; 1 x and 100 % are what they are by definition."""
+    return 0.0 if figure.unit in DEFINED else half_of_last_digit(figure.baseline) / float(figure.baseline)
 
 
 def timed(figure: MethodFigure) -> Pair:

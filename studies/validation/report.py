@@ -25,7 +25,9 @@ READING: Final = """
 
 - The error is predicted/measured - 1: below zero, the prediction is too fast. Median, mean and p90 are of its size.
 - A band holds the measured value in 90 % of cases if it does what it says; `covered` counts how often it did.
-- Each source has one engine (last table). It stands for the software that was measured; no row chooses its own.
+- Each source has one engine (last table). It stands for the software that was measured; no row chooses its own. A source
+  may have one setting beside it (`published/sources.toml`): CUDA time, or what its plain baseline says of its host; such
+  baselines are not scored. What misses among techniques: [techniques_accuracy](../../docs/techniques_accuracy.md).
 - Published figures of equal requests differ by 1.5 to 4 times among their sources; a large error need not be ours.
   The requests were described before any prediction was made; what the source does not say is assumed in the row's note
   (`published/end_to_end.csv`).
@@ -36,7 +38,8 @@ READING: Final = """
 - Kernels: held-out families of shapes on five devices, errors by fit. More, with targets: [operators.md](operators.md).
 - Whole requests: a text model of 70 and one of 176 billion parameters on A100 and H100 with TP 2 to 8 (Splitwise), and
   single vision-language requests on A100, A800, H100, H20, L40S and GeForce cards.
-- Not validated here: queues and batches that change (a simulator's part), techniques, energy, cost, other devices, AMD
+- Techniques: published ratios, values, FLOPs and caches, one request at a time.
+- Not validated here: queues and batches that change (a simulator's part), energy, cost, other devices, AMD
   beyond a few kernels, 8-bit end to end, several nodes.
 - What was left out, and why: [published/EXCLUDED.md](published/EXCLUDED.md).
 """
@@ -77,8 +80,15 @@ def _sources(suites: Sequence[Suite]) -> str:
     rows = []
     for key in used:
         source = load_sources()[key]
-        rows.append((key, f"[{source.title}]({source.url})", source.software or "-", source.engine or "-"))
-    return "## Sources\n\n" + markdown(("source", "document", "software", "engine here"), rows)
+        rows.append(
+            (key, f"[{source.title}]({source.url})", source.software or "-", source.engine or "-", _setting(key))
+        )
+    return "## Sources\n\n" + markdown(("source", "document", "software", "engine here", "setting"), rows)
+
+
+def _setting(key: str) -> str:
+    settings = load_sources()[key].settings
+    return "-" if settings is None else settings.why
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

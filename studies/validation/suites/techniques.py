@@ -34,7 +34,9 @@ def evaluate(data: Path | None = None) -> Suite:
         "exact, ratio": errors_of([row for row in exact if _is_ratio(row)]),
         "exact, value": errors_of([row for row in exact if not _is_ratio(row)]),
     }
-    return Suite("techniques", TITLE, rows, groups=groups | by_group(rows, lambda row: row.what), note=NOTE)
+    by_source = by_group(rows, lambda row: f"{'ratio' if _is_ratio(row) else 'value'} on {row.source}")
+    by_what = by_group(rows, lambda row: f"{row.what} on all sources")
+    return Suite("techniques", TITLE, rows, groups=groups | by_source | by_what, note=NOTE)
 
 
 def _is_ratio(row: Row) -> bool:
