@@ -21,7 +21,7 @@ from costmodel.engine import EngineProfile, load_engine
 from costmodel.errors import Unsupported
 from costmodel.evaluate import Evaluator, kernels_of
 from costmodel.hardware import HardwareProfile, load_hardware
-from costmodel.lean import LeanTable, Line
+from costmodel.lean import LeanTable, Line, cached_table, without_line
 from costmodel.media import MediaTotals, media_totals
 from costmodel.memo import MOST
 from costmodel.memory import Memory, memory
@@ -176,19 +176,18 @@ class StepModel:
     def _of(query: Query, device: HardwareProfile) -> StepModel:
         structure, engine = Structure.of(query), query.engine
         n_layers = structure.n_layers("decode")
-        floors = (engine.layer_host_s.get(stage, 0.0) * n_layers / device.host_speed for stage in ("prefill", "decode"))
-        chunk_floor, decode_floor = floors
+        floors = [engine.layer_host_s.get(stage, 0.0) * n_layers / device.host_speed for stage in ("prefill", "decode")]
         table = priced(step_table(structure), kernels_of(query, device))
         return StepModel(
             query=query,
             hardware=device,
             structure=structure,
             table=table,
-            without_line=_without_line(table, len(structure.kv)),
+            without_line=without_line(table, len(structure.kv)),
             lean=None if table.flat else LeanTable.of(table),
-            cached=_cached(table, len(structure.kv)) if engine.cache_adds_to_host else None,
+            cached=cached_table(table, len(structure.kv)) if engine.cache_adds_to_host else None,
             read_classes=tuple(ReadClass.of(entry) for entry in structure.kv),
-            floors_s=(chunk_floor, decode_floor),
+            floors_s=(floors[0], floors[1]),
             step_host_s=engine.step_host_s / device.host_speed,
             sequence_host_s=engine.sequence_host_s / device.host_speed,
             request_host_s=engine.request_host_s / device.host_speed,
@@ -298,7 +297,7 @@ class StepModel:
         return max(device_s - beyond_s, self.floors_s[1]) + beyond_s + self._host_s(decoding)
 
     def decode_steps_s(self, decoding: int, keys: Sequence[float], growth: Sequence[float], k: int) -> Array:
-        """Return the times of the next steps while no sequence comes or goes, shape (k,) [s].
+        """Return bit by bit what `decode_step_s` would for the next steps if no sequence comes or goes, shape (k,) [s].
 
         Parameters
         ----------
@@ -308,10 +307,6 @@ class StepModel:
             By read class, the keys that the first of these steps reads, and how many more each step adds.
         k : int
             Steps.
-
-        Notes
-        -----
-        Bit by bit what `decode_step_s` returns for one step after another.
         """
         rest, lines = self._lines(decoding, keys)
         if self.cached or any(line is None and more for line, more in zip(lines, growth, strict=True)):
@@ -353,16 +348,3 @@ class StepModel:
         n_classes = len(self.read_classes)
         lines = (None if i in self.without_line else Line.of(next(steps), decoding) for i in range(n_classes))
         return rest, tuple(lines)
-
-
-def _cached(table: PricedTable, n_entries: int) -> PricedTable:
-    """Return the operators whose work depends on the keys of cache entries, the last sums of a step."""
-    n_sums = table.table.coefficients.shape[2]
-    return priced(table.table.apart(n_sums - n_entries), table.kernels)
-
-
-def _without_line(table: PricedTable, n_entries: int) -> tuple[int, ...]:
-    """Return the cache entries none of whose operators has a curve: those whose keys drive no decode table."""
-    n_sums = table.table.coefficients.shape[2]
-    driven = {int(np.flatnonzero(step.drivers[-1])[0]) for step in table.steps}
-    return tuple(i for i in range(n_entries) if n_sums - n_entries + i not in driven)

@@ -25,9 +25,10 @@ READING: Final = """
 
 - The error is predicted/measured - 1: below zero, the prediction is too fast. Median, mean and p90 are of its size.
 - A band holds the measured value in 90 % of cases if it does what it says; `covered` counts how often it did.
-- Each source has one engine (last table). It stands for the software that was measured; no row chooses its own. A source
-  may have one setting beside it (`published/sources.toml`): CUDA time, or what its plain baseline says of its host; such
-  baselines are not scored. What misses among techniques: [techniques_accuracy](../../docs/techniques_accuracy.md).
+- Each source has one engine (last table). It stands for the software that was measured; no row chooses its own. A
+  source may have one setting beside it (`published/sources.toml`): CUDA time, or what its plain baseline says of its
+  host; such baselines are not scored. What misses:
+  [techniques_accuracy](../../docs/techniques_accuracy.md).
 - Published figures of equal requests differ by 1.5 to 4 times among their sources; a large error need not be ours.
   The requests were described before any prediction was made; what the source does not say is assumed in the row's note
   (`published/end_to_end.csv`).
