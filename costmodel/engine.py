@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -21,6 +21,8 @@ from costmodel.workload import CODECS
 LAUNCHED_STAGES: Final = ("encode", "prefill", "decode")
 CODED: Final = tuple(codec for codec in CODECS if codec not in ("raw", "other"))
 """Codecs that an engine may state the decoding time of."""
+DERIVED: Final = ("provenance", "execution", "by_kind", "spread", "_ideal")
+"""Cached properties of a profile."""
 Share = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -133,6 +135,8 @@ class EngineProfile(Frozen):
         Whether a step writes the whole cache anew to append a token, instead of filling pages.
     repeats_heads : bool
         Whether keys and values are copied for every query head before attention.
+    cache_adds_to_host : bool
+        Whether what a decode step does to its cache comes on top of the host's time, instead of hiding behind it.
     fuses_elementwise : bool
         Whether norms, activations and rotations are one kernel each, not the several that PyTorch has for them.
     memory_fraction : float
@@ -173,6 +177,7 @@ class EngineProfile(Frozen):
     software_high: NotNegative | None = None
     concatenates_cache: bool = False
     repeats_heads: bool = False
+    cache_adds_to_host: bool = False
     fuses_elementwise: bool = True
     memory_fraction: Share = 1.0
     reserve_bytes: NotNegative = 0.0
@@ -207,6 +212,13 @@ class EngineProfile(Frozen):
         for kind, efficiency in self.efficiency.items():
             yield from (f"efficiency.{kind}.{key}" for key in efficiency.model_fields_set)
         yield from (f"preprocessing.{key}" for key in self.preprocessing.numbers())
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy, other values laid over it, whose derived properties are worked out anew."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in DERIVED:
+            copied.__dict__.pop(name, None)  # pydantic copies what was cached along with the fields
+        return copied
 
     @functools.cached_property
     def provenance(self) -> Mapping[SourceKind, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from costmodel.memo import remember
 from costmodel.operators import Operator, OperatorTable
 from costmodel.priced import PricedTable, operator_s, priced
 from costmodel.query import Query, Stage, Turn
-from costmodel.stages import PASSES, Structure
+from costmodel.stages import PASSES, WORKS, Structure
 from costmodel.sums import Points, adapt_points, decode_points, decode_steps, encode_points, prefill_points
 from costmodel.units import PIXEL_BYTES
 from costmodel.workload import CODECS
@@ -130,6 +130,16 @@ class Evaluator:
         floor: Array = points.sums[PASSES] * (layer_s * self.structure.n_layers(stage) / self.hardware.host_speed)
         return floor
 
+    def adds_to_host(self, stage: Stage) -> bool:
+        """Return whether what a stage does to the cache comes on top of the time in which the host issues kernels."""
+        return stage == "decode" and self.query.engine.cache_adds_to_host
+
+    def _beyond_host_s(self, stage: Stage, points: Points) -> Array | float:
+        """Return the device's time at every point that does not hide behind the host's [s]."""
+        if not self.adds_to_host(stage):
+            return 0.0
+        return priced(self.table(stage).apart(WORKS), self.kernels).total_s(points.sums)
+
     def host_s(self, stage: Literal["prefill", "decode"]) -> Quantity:
         """Return the time of the host that a prefill, or a decode step, waits for beside the kernels [s]."""
         engine = self.query.engine
@@ -141,7 +151,8 @@ class Evaluator:
         points = self.points(stage, turn)
         times, floor = self.priced(stage).total_s(points.sums), self.host_floor_s(stage, points)
         if floor is not None:
-            times = np.maximum(times, floor)
+            beyond = self._beyond_host_s(stage, points)
+            times = np.maximum(times - beyond, floor) + beyond
         return list(times.reshape(len(points.counts), -1)) if self.is_sweep else times.tolist()
 
     def _serial_s(self, stage: Stage, turn: Turn) -> Quantity:

@@ -12,7 +12,7 @@ import numpy as np
 from costmodel.base import Array
 from costmodel.chunked import ChunkPart
 from costmodel.efficiency.attention import AttentionKernel, Tiles
-from costmodel.priced import PricedTable
+from costmodel.priced import PricedTable, priced
 from costmodel.tabulated import BATCH_GRID, CONTEXT_GRID, ROWS_GRID, DecodeTable, Group
 from costmodel.units import TINY
 
@@ -184,3 +184,16 @@ class LeanTable:
     def total_s(self, sums: Sequence[float]) -> float:
         """Return the time of all operators [s]."""
         return sum(part.total_s(sums) for part in self.parts)
+
+
+def cached_table(table: PricedTable, n_entries: int) -> PricedTable:
+    """Return the operators whose work depends on the keys of cache entries, the last sums of a step."""
+    n_sums = table.table.coefficients.shape[2]
+    return priced(table.table.apart(n_sums - n_entries), table.kernels)
+
+
+def without_line(table: PricedTable, n_entries: int) -> tuple[int, ...]:
+    """Return the cache entries none of whose operators has a curve: those whose keys drive no decode table."""
+    n_sums = table.table.coefficients.shape[2]
+    driven = {int(np.flatnonzero(step.drivers[-1])[0]) for step in table.steps}
+    return tuple(i for i in range(n_entries) if n_sums - n_entries + i not in driven)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodel.base import Array, Quantity
-from costmodel.memo import Cache
+from costmodel.memo import Cache, remember
 from costmodel.shapes import Shape
 
 
@@ -191,6 +191,15 @@ class OperatorTable:
             drivers=self.drivers[:, rows],
             totals=np.einsum("cos,o->cs", coefficients, repeats),
         )
+
+    def driven_by(self, first: int) -> NDArray[np.bool_]:
+        """Return which operators depend on any sum from this one on, shape (n_operators,)."""
+        driven: NDArray[np.bool_] = np.any(self.coefficients[:, :, first:], axis=(0, 2))
+        return driven
+
+    def apart(self, first: int) -> OperatorTable:
+        """Return the table of these operators, made once."""
+        return remember(self.cache, ("apart", first), lambda: self.only(np.flatnonzero(self.driven_by(first)).tolist()))
 
     def columns(self, sums: Array) -> Array:
         """Return the work of one repeat, shape (n_columns, n_operators, n_points).

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from costmodel.bands import operator_bands
 from costmodel.base import Array
@@ -16,6 +17,7 @@ from costmodel.operators import ACTIVATION, FLOPS, KV, LINK, WEIGHT, Kind, Opera
 from costmodel.priced import OperatorTimes
 from costmodel.query import Stage, Turn
 from costmodel.roofline import ROOFS
+from costmodel.stages import WORKS
 from costmodel.sums import Points
 
 Bound = Literal["compute", "memory", "link", "start", "host", "none"]
@@ -242,24 +244,36 @@ def _spread(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return how far errors of every kind, of the host and of the software may move a stage to either side [s].
 
-    Where the host issues kernels more slowly than the device runs them, the device's errors move nothing.
+    Where the host issues kernels more slowly than the device runs them, the device's errors move nothing but what the
+    cache adds to the host's time.
     """
     engine, priced = evaluator.query.engine, evaluator.priced(stage)
     counts = np.array([float(count) for count in points.counts])
     operators_s, floor = times.busy_s + times.start_s, evaluator.host_floor_s(stage, points)
     device_s = operators_s.sum(axis=0)
-    waits = counts if floor is None else counts * (floor <= device_s)
+    beyond = _beyond_host(evaluator, stage)
+    beyond_s = operators_s[beyond].sum(axis=0)
+    waits = counts if floor is None else counts * (floor <= device_s - beyond_s)
+    each_waits = np.where(beyond[:, None], counts, waits)
     flat = np.bincount([kind for kind, _ in added], weights=[s for _, s in added], minlength=N_KINDS)
-    host_s = max(total_s - float(device_s @ waits) - float(flat.sum()), 0.0)
+    host_s = max(total_s - float((operators_s * each_waits).sum()) - float(flat.sum()), 0.0)
     sides = []
     bands = operator_bands(priced.found, priced.table.kinds.tolist(), times.sizes, engine)
     for band, name in zip(bands, ("low", "high"), strict=True):
         host, software = (getattr(engine, f"{owner}_{name}") or 0.0 for owner in ("host", "software"))
-        moved = np.bincount(priced.table.kinds, weights=(operators_s * band) @ waits, minlength=N_KINDS)
+        moved = np.bincount(
+            priced.table.kinds, weights=(operators_s * band * each_waits).sum(axis=1), minlength=N_KINDS
+        )
         stated = [getattr(engine.kind(kind), name) or 0.0 for kind in Kind]
         on_device_s = total_s - host_s
         sides.append((*(moved + flat * stated).tolist(), host_s * host, on_device_s * software))
     return sides[0], sides[1]
+
+
+def _beyond_host(evaluator: Evaluator, stage: Stage) -> NDArray[np.bool_]:
+    """Return which operators of a stage do not hide behind the host, shape (n_operators,)."""
+    table = evaluator.table(stage)
+    return table.driven_by(WORKS) if evaluator.adds_to_host(stage) else np.zeros(len(table.names), dtype=bool)
 
 
 def _shares(
@@ -282,5 +296,8 @@ def _step_times(evaluator: Evaluator, points: Points, operators_s: Array) -> tup
     """Return the first, the middle and the last step [s]."""
     host_s = float(evaluator.overhead_s("decode", evaluator.query.turns[0]) + evaluator.host_s("decode"))
     floor = evaluator.host_floor_s("decode", points)
-    steps_s = operators_s.sum(axis=0) if floor is None else np.maximum(operators_s.sum(axis=0), floor)
+    steps_s = operators_s.sum(axis=0)
+    if floor is not None:
+        beyond_s = operators_s[_beyond_host(evaluator, "decode")].sum(axis=0)
+        steps_s = np.maximum(steps_s - beyond_s, floor) + beyond_s
     return tuple((steps_s[:3] + host_s).tolist())

@@ -42,6 +42,8 @@ from costmodel.state import grouped
 DEVICE_STAGES: Final[tuple[Stage, ...]] = ("encode", "adapt", "prefill", "decode")
 PASSES: Final = 0
 """Where forward passes stand among the sums."""
+WORKS: Final = 5
+"""Where the sums of segments, or of cache entries, begin."""
 FULL_BITS = 16
 """Width of what is not quantised with the linear layers: vision tower, adapter, embedding, head."""
 
@@ -83,8 +85,8 @@ class Sums:
 
 def unit_sums(n_works: int) -> Sums:
     """Return sums whose every field is its own unit vector."""
-    units = np.eye(5 + 4 * n_works)
-    works = tuple(Work(units[0], *units[5 + 4 * i : 9 + 4 * i]) for i in range(n_works))
+    units = np.eye(WORKS + 4 * n_works)
+    works = tuple(Work(units[0], *units[WORKS + 4 * i : WORKS + 4 + 4 * i]) for i in range(n_works))
     return Sums(units[0], units[1], units[2], units[3], units[4], works)
 
 

@@ -21,7 +21,7 @@ from costmodel.engine import EngineProfile, load_engine
 from costmodel.errors import Unsupported
 from costmodel.evaluate import Evaluator, kernels_of
 from costmodel.hardware import HardwareProfile, load_hardware
-from costmodel.lean import LeanTable, Line
+from costmodel.lean import LeanTable, Line, cached_table, without_line
 from costmodel.media import MediaTotals, media_totals
 from costmodel.memo import MOST
 from costmodel.memory import Memory, memory
@@ -125,6 +125,8 @@ class StepModel:
         Read classes whose attention has no curve.
     lean : LeanTable or None
         The same table without arrays, where every operator has a curve.
+    cached : PricedTable or None
+        What a step does to the cache, where that comes on top of the host's time.
     """
 
     query: Query
@@ -138,6 +140,7 @@ class StepModel:
     request_host_s: float
     without_line: tuple[int, ...]
     lean: LeanTable | None
+    cached: PricedTable | None = None
     _at: dict[tuple[float, ...], tuple[float, tuple[Line | None, ...]]] = field(default_factory=dict)
 
     @staticmethod
@@ -173,18 +176,18 @@ class StepModel:
     def _of(query: Query, device: HardwareProfile) -> StepModel:
         structure, engine = Structure.of(query), query.engine
         n_layers = structure.n_layers("decode")
-        floors = (engine.layer_host_s.get(stage, 0.0) * n_layers / device.host_speed for stage in ("prefill", "decode"))
-        chunk_floor, decode_floor = floors
+        floors = [engine.layer_host_s.get(stage, 0.0) * n_layers / device.host_speed for stage in ("prefill", "decode")]
         table = priced(step_table(structure), kernels_of(query, device))
         return StepModel(
             query=query,
             hardware=device,
             structure=structure,
             table=table,
-            without_line=_without_line(table, len(structure.kv)),
+            without_line=without_line(table, len(structure.kv)),
             lean=None if table.flat else LeanTable.of(table),
+            cached=cached_table(table, len(structure.kv)) if engine.cache_adds_to_host else None,
             read_classes=tuple(ReadClass.of(entry) for entry in structure.kv),
-            floors_s=(chunk_floor, decode_floor),
+            floors_s=(floors[0], floors[1]),
             step_host_s=engine.step_host_s / device.host_speed,
             sequence_host_s=engine.sequence_host_s / device.host_speed,
             request_host_s=engine.request_host_s / device.host_speed,
@@ -269,7 +272,10 @@ class StepModel:
         else:
             device_s = self.lean.total_s(sums)  # type: ignore[arg-type]
         host_s = self.step_host_s + (finishing + decoding) * self.sequence_host_s
-        return max(device_s, self.floors_s[0]) + host_s + (self.request_host_s if finishing else 0.0)
+        beyond_s = self._beyond_host_s(sums)
+        return (
+            max(device_s - beyond_s, self.floors_s[0]) + beyond_s + host_s + (self.request_host_s if finishing else 0.0)
+        )
 
     # Steps with decoding sequences alone
 
@@ -287,10 +293,11 @@ class StepModel:
         for line, total in zip(lines, keys, strict=True):
             if line is not None:
                 device_s += line.read(total / decoding)
-        return max(device_s, self.floors_s[1]) + self._host_s(decoding)
+        beyond_s = self._beyond_host_s(self.sums((), 0.0, decoding, keys).flat()) if self.cached else 0.0
+        return max(device_s - beyond_s, self.floors_s[1]) + beyond_s + self._host_s(decoding)
 
     def decode_steps_s(self, decoding: int, keys: Sequence[float], growth: Sequence[float], k: int) -> Array:
-        """Return the times of the next steps while no sequence comes or goes, shape (k,) [s].
+        """Return bit by bit what `decode_step_s` would for the next steps if no sequence comes or goes, shape (k,) [s].
 
         Parameters
         ----------
@@ -300,13 +307,9 @@ class StepModel:
             By read class, the keys that the first of these steps reads, and how many more each step adds.
         k : int
             Steps.
-
-        Notes
-        -----
-        Bit by bit what `decode_step_s` returns for one step after another.
         """
         rest, lines = self.lines(decoding, keys)
-        if self.without_line and any(growth[i] for i in self.without_line):
+        if self.cached or (self.without_line and any(growth[i] for i in self.without_line)):
             after = ([first + i * more for first, more in zip(keys, growth, strict=True)] for i in range(k))
             return np.array([self.decode_step_s(decoding, some) for some in after])
         device_s, steps = np.full(k, rest), np.arange(k, dtype=float)
@@ -315,6 +318,10 @@ class StepModel:
                 device_s += line.read_many((first + steps * more) / decoding)
         times: Array = np.maximum(device_s, self.floors_s[1]) + self._host_s(decoding)
         return times
+
+    def _beyond_host_s(self, sums: Sequence[Quantity]) -> float:
+        """Return the device's time that does not hide behind the host's [s]."""
+        return 0.0 if self.cached is None else float(self.cached.total_s(np.array(sums, dtype=float)[:, None])[0])
 
     def _host_s(self, decoding: int) -> float:
         return self.step_host_s + decoding * self.sequence_host_s
@@ -341,10 +348,3 @@ class StepModel:
         n_classes = len(self.read_classes)
         lines = (None if i in self.without_line else Line.of(next(steps), decoding) for i in range(n_classes))
         return rest, tuple(lines)
-
-
-def _without_line(table: PricedTable, n_entries: int) -> tuple[int, ...]:
-    """Return the cache entries none of whose operators has a curve: those whose keys drive no decode table."""
-    n_sums = table.table.coefficients.shape[2]
-    driven = {int(np.flatnonzero(step.drivers[-1])[0]) for step in table.steps}
-    return tuple(i for i in range(n_entries) if n_sums - n_entries + i not in driven)

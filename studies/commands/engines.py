@@ -83,7 +83,8 @@ def _runs_table(engine: EngineProfile) -> Table:
     rows = [(stage, _launches(engine.layer_host_s.get(stage))) for stage in LAUNCHED_STAGES]
     appends = "written anew in every step" if engine.concatenates_cache else "appended to in place"
     heads = "copied for every query head" if engine.repeats_heads else "read once for the heads that share them"
-    rows.append(("cache", f"{appends}; keys and values {heads}"))
+    waits = "; none of it hides behind the host" if engine.cache_adds_to_host else ""
+    rows.append(("cache", f"{appends}; keys and values {heads}{waits}"))
     pieces = "one kernel each" if engine.fuses_elementwise else "several kernels each"
     rows.append(("norms, activations, rotations", pieces))
     rates = engine.preprocessing.decode_s_per_pixel

@@ -29,7 +29,7 @@ from studies.validation.published_files import (
     model_of,
     pictures,
 )
-from studies.validation.requests import WHATS, band, engine_of, value
+from studies.validation.requests import WHATS, band, engine_of, hardware_of, value
 from studies.validation.rows import Row
 
 MEASURED: Final = "techniques.csv"
@@ -150,6 +150,8 @@ class MethodFigure(Frozen):
 
 
 RATIO_ROUNDING: Final = 1e-4
+DEFINED: Final = ("x", "%")
+"""Units whose baseline is one by definition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +197,14 @@ def rows_of(figure: MethodFigure) -> Iterator[Row]:
         float(figure.value / figure.baseline),
         "ratio",
         figure.source,
-        rounding=(rounding / float(figure.value) + half_of_last_digit(figure.baseline) / float(figure.baseline))
-        * float(figure.ratio),
+        rounding=(rounding / float(figure.value) + _baseline_rounding(figure)) * float(figure.ratio),
         note=figure.note,
     )
+
+
+def _baseline_rounding(figure: MethodFigure) -> float:
+    """Return how far rounding moves a baseline, as a share; 1 x and 100 % are what they are by definition."""
+    return 0.0 if figure.unit in DEFINED else half_of_last_digit(figure.baseline) / float(figure.baseline)
 
 
 def timed(figure: MethodFigure) -> Pair:
@@ -213,7 +219,7 @@ def timed(figure: MethodFigure) -> Pair:
 def _predict(figure: MethodFigure, techniques: Sequence[Technique]) -> Prediction:
     return predict(
         model_of(figure.model),
-        figure.hardware,
+        hardware_of(figure.hardware, figure.source),
         figure.workload(),
         techniques=techniques,
         batch=float(figure.batch),

@@ -44,6 +44,37 @@ MaybeCount = Annotated[Count | None, BeforeValidator(lambda text: text or None)]
 SomeRow = TypeVar("SomeRow", bound=Frozen)
 
 
+class SourceSettings(Frozen):
+    """What is known of the machine or the clock of a source, beyond its engine: the same for all of its rows.
+
+    Parameters
+    ----------
+    kernels_alone : bool
+        Whether it reports the time of the device, so that no host is waited for.
+    host_speed : float or None
+        Speed of the measured host, as `HardwareProfile.host_speed`; that of the device's usual host if not given.
+    request_host_s : float or None
+        What a request waits for beside the device [s]; that of the engine if not given.
+    calibration : tuple of str
+        Rows of `end_to_end.csv`, unoptimised baselines all, that the numbers were derived from; they are not scored.
+    why : str
+        How they were derived, or where the source says so.
+    """
+
+    kernels_alone: bool = False
+    host_speed: Annotated[float, Field(gt=0)] | None = None
+    request_host_s: Annotated[float, Field(ge=0)] | None = None
+    calibration: tuple[str, ...] = ()
+    why: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> SourceSettings:
+        numbers = self.host_speed is not None or self.request_host_s is not None
+        if numbers != bool(self.calibration):
+            raise ValueError("calibration must name the baselines that numbers were derived from, and no others")
+        return self
+
+
 class PublishedSource(Frozen):
     """Where figures are from.
 
@@ -55,6 +86,8 @@ class PublishedSource(Frozen):
         What was measured; empty for figures that need no machine.
     engine : str
         The engine that stands for it: one a source.
+    settings : SourceSettings or None
+        What is known of its machine and its clock.
     """
 
     title: str
@@ -62,6 +95,7 @@ class PublishedSource(Frozen):
     licence: str = ""
     software: str = ""
     engine: str = ""
+    settings: SourceSettings | None = None
 
 
 class _Sources(Frozen):

@@ -25,7 +25,10 @@ READING: Final = """
 
 - The error is predicted/measured - 1: below zero, the prediction is too fast. Median, mean and p90 are of its size.
 - A band holds the measured value in 90 % of cases if it does what it says; `covered` counts how often it did.
-- Each source has one engine (last table). It stands for the software that was measured; no row chooses its own.
+- Each source has one engine (last table). It stands for the software that was measured; no row chooses its own. A
+  source may have one setting beside it (`published/sources.toml`): CUDA time, or what its plain baseline says of its
+  host; such baselines are not scored. What misses:
+  [techniques_accuracy](../../docs/techniques_accuracy.md).
 - Published figures of equal requests differ by 1.5 to 4 times among their sources; a large error need not be ours.
   The requests were described before any prediction was made; what the source does not say is assumed in the row's note
   (`published/end_to_end.csv`).
@@ -79,8 +82,15 @@ def _sources(suites: Sequence[Suite]) -> str:
     rows = []
     for key in used:
         source = load_sources()[key]
-        rows.append((key, f"[{source.title}]({source.url})", source.software or "-", source.engine or "-"))
-    return "## Sources\n\n" + markdown(("source", "document", "software", "engine here"), rows)
+        rows.append(
+            (key, f"[{source.title}]({source.url})", source.software or "-", source.engine or "-", _setting(key))
+        )
+    return "## Sources\n\n" + markdown(("source", "document", "software", "engine here", "setting"), rows)
+
+
+def _setting(key: str) -> str:
+    settings = load_sources()[key].settings
+    return "-" if settings is None else settings.why
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from costmodel import Parallelism, Precision, Prediction, Workload, load_engine, predict
 from costmodel.bands import band_s
@@ -24,18 +24,40 @@ WHATS: Final = (*STAGES, "ttft_s", "tpot_s", "total_s", "encode_share", "peak_me
 
 
 def engine_of(source: str) -> EngineProfile:
-    """Return the engine that stands for the software of a source.
+    """Return the engine that stands for the software of a source, with what is known of its clock and its host.
 
     Raises
     ------
     LookupError
         If there is none of this name.
     """
-    name = source_of(source).engine
+    name, settings = source_of(source).engine, source_of(source).settings
     try:
-        return load_engine(name)
+        engine = load_engine(name)
     except LookupError as error:
         raise LookupError(f"{SOURCES}: sources.{source}.engine: {error}") from None
+    if settings is None:
+        return engine
+    changes: dict[str, Any] = {}
+    if settings.kernels_alone:
+        changes = {"layer_host_s": {}, "step_host_s": 0.0, "request_host_s": 0.0, "sequence_host_s": 0.0}
+    if settings.request_host_s is not None:
+        changes["request_host_s"] = settings.request_host_s
+    return engine.model_copy(update=changes)
+
+
+def hardware_of(hardware: str, source: str) -> str:
+    """Return the name of a device with the host of a source, where that is known."""
+    settings = source_of(source).settings
+    if settings is None or settings.host_speed is None:
+        return hardware
+    return f"{hardware}:host_speed={settings.host_speed!r}"
+
+
+def is_calibration(figure: EndToEnd) -> bool:
+    """Return whether a setting of its source was derived from a figure, so that it is not scored."""
+    settings = source_of(figure.source).settings
+    return settings is not None and figure.name in settings.calibration
 
 
 def predict_figure(figure: EndToEnd) -> Prediction:
@@ -49,7 +71,7 @@ def predict_figure(figure: EndToEnd) -> Prediction:
     )
     return predict(
         model_of(figure.model),
-        figure.hardware,
+        hardware_of(figure.hardware, figure.source),
         workload,
         batch=float(figure.batch),
         precision=Precision(weight_bits=figure.weight_bits),

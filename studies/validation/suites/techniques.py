@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,15 +28,15 @@ def evaluate(data: Path | None = None) -> Suite:
     exact = [row for figure in read_rows(EXACT, MethodFigure) for row in rows_of(figure)]
     measured = [row for figure in read_rows(MEASURED, MethodFigure) for row in rows_of(figure)]
     rows = (*measured, *exact)
-    parts = {"measured": measured, "exact": exact}
-    groups = {f"{part}, {kind}": errors_of(of) for part, found in parts.items() for kind, of in _split(found).items()}
-    detail = by_group(measured, lambda row: f"{row.what} on GPUs")
-    return Suite("techniques", TITLE, rows, groups=groups | detail, note=NOTE)
-
-
-def _split(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the ratios and the values among rows."""
-    return {"ratio": [row for row in rows if _is_ratio(row)], "value": [row for row in rows if not _is_ratio(row)]}
+    groups = {
+        "measured, ratio": errors_of([row for row in measured if _is_ratio(row)]),
+        "measured, value": errors_of([row for row in measured if not _is_ratio(row)]),
+        "exact, ratio": errors_of([row for row in exact if _is_ratio(row)]),
+        "exact, value": errors_of([row for row in exact if not _is_ratio(row)]),
+    }
+    by_source = by_group(rows, lambda row: f"{'ratio' if _is_ratio(row) else 'value'} on {row.source}")
+    by_what = by_group(rows, lambda row: f"{row.what} on all sources")
+    return Suite("techniques", TITLE, rows, groups=groups | by_source | by_what, note=NOTE)
 
 
 def _is_ratio(row: Row) -> bool:
