@@ -55,7 +55,7 @@ class StepService:
         self.request_s = model.request_host_s
         self.preprocess_workers = model.query.engine.preprocessing.workers
         self._windows = [_window(model, segment) for segment in range(model.n_segments)]
-        self._encoded: dict[tuple[int, ...], float] = {}
+        self._encoded: dict[tuple[int, ...], tuple[float, Sequence[MediaCost]]] = {}
         self.table = StepTable(model)
         self._one_line = len(model.read_classes) == 1 and not model.without_line
 
@@ -131,13 +131,13 @@ class StepService:
 
     def encode_s(self, items: Sequence[MediaCost]) -> float:
         """Return the time of one forward pass of the encoder and the adapter."""
-        key = tuple(sorted(map(id, items)))  # costs live as long as the run
+        key = tuple(sorted(map(id, items)))
         found = self._encoded.get(key)
         if found is None:
             if len(self._encoded) >= MOST_REMEMBERED:
                 self._encoded.clear()
-            found = self._encoded[key] = self.model.encode_s(_totals(items))
-        return found
+            found = self._encoded[key] = self.model.encode_s(_totals(items)), items  # kept, so that ids stay theirs
+        return found[0]
 
     def preprocess_s(self, item: Media, cost: MediaCost) -> float:
         """Return the time of one CPU worker for an item."""
