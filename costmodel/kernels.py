@@ -43,7 +43,7 @@ SHARED: Final = "shared"
 """Stands for the device in the name of files whose curves were fitted to all measured devices."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Kernel:
     """A fitted curve and where it is from.
 

@@ -268,9 +268,19 @@ class Prediction:
 
     @property
     def provenance(self) -> dict[str, dict[str, list[str]]]:
-        """Which numbers of device and engine were measured, read from a datasheet, derived or assumed."""
+        """Which numbers of device and engine were measured, read from a datasheet, derived or assumed.
+
+        Under `kernels` stand the fitted curves in use: measured on this chip, or derived from others.
+        """
         owners = {"hardware": self.hardware.provenance, "engine": self.query.engine.provenance}
-        return {owner: {kind: list(keys) for kind, keys in kinds.items()} for owner, kinds in owners.items()}
+        found: dict[str, dict[str, list[str]]] = {
+            owner: {kind: list(keys) for kind, keys in kinds.items()} for owner, kinds in owners.items()
+        }
+        kernels: dict[str, list[str]] = {}
+        curves = {kernel for stage in STAGES[1:] for kernel in self._evaluator.priced(stage).found if kernel}
+        for kernel in sorted(curves, key=lambda one: (one.is_shared, one.name)):
+            kernels.setdefault("derived" if kernel.is_shared else "measured", []).append(kernel.name)
+        return {**found, "kernels": kernels}
 
     def why(self) -> list[str]:
         """Return why it costs that, one line a finding: see `costmodel.explain`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -151,11 +151,16 @@ def _money(prediction: Prediction) -> str:
     return f"{energy}, {number(cost)} USD at {price * SECONDS_PER_HOUR:.2f} USD an hour and device"
 
 
+WHOSE: Final = {"measured": "of this chip", "derived": "of other devices"}
+
+
 def _trust(prediction: Prediction) -> str:
     """Return how many numbers were measured, derived and so on, and which are only assumed."""
     counts: dict[str, int] = {}
     assumed = []
-    for kinds in prediction.provenance.values():
+    provenance = prediction.provenance
+    kernels = provenance.pop("kernels")
+    for kinds in provenance.values():
         for kind, keys in kinds.items():
             counts[kind] = counts.get(kind, 0) + len(keys)
         assumed += kinds.get("assumed", [])
@@ -163,6 +168,9 @@ def _trust(prediction: Prediction) -> str:
     used = [key for key in assumed if prediction.n_devices > 1 or not key.startswith(BETWEEN_DEVICES)]
     names = ", ".join(used[:ASSUMED_SHOWN]) or "none that matters here"
     more = f" and {len(used) - ASSUMED_SHOWN} more" if len(used) > ASSUMED_SHOWN else ""
+    curves = [f"{len(held)} {WHOSE[kind]}" for kind, held in kernels.items()]
+    fits = f"fitted kernels: {', '.join(curves)}" if curves else "no fitted kernels"
     return (
-        f"of {sum(counts.values())} numbers of device and engine, {shown}; assumed and used: {names}{more} (see --json)"
+        f"{fits}; of {sum(counts.values())} numbers of device and engine, {shown}; assumed and used: {names}{more} "
+        "(see --json)"
     )
