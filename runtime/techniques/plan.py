@@ -13,8 +13,11 @@ from costmodel.techniques import Technique
 from costmodel.techniques.composing import check, parts_of
 from costmodel.techniques.kv_evict import KVEvict
 from costmodel.techniques.kv_quantize import KVQuantize
+from costmodel.techniques.kv_retrieve import KVRetrieve
 from costmodel.techniques.relaxed_verify import RelaxedVerify
+from costmodel.techniques.sparse_attention import SparseAttention
 from costmodel.techniques.speculate import Speculate
+from costmodel.techniques.stream_state import StreamState
 from costmodel.techniques.token_reduce import TokenReduce
 
 SLOTS: Final = {
@@ -23,10 +26,14 @@ SLOTS: Final = {
     "decoder tokens": "layer",
     "kv tokens": "evict",
     "kv bits": "quantize",
+    "kv read": "retrieve",
+    "prefill attention": "sparse",
+    "encode attention": "sparse",
+    "stream": "stream",
     "draft": "speculate",
     "verify": "relax",
 }
-RUNS: Final = (TokenReduce, KVEvict, KVQuantize, Speculate, RelaxedVerify)
+RUNS: Final = (TokenReduce, KVEvict, KVQuantize, KVRetrieve, SparseAttention, StreamState, Speculate, RelaxedVerify)
 """The primitives that run."""
 
 
@@ -39,6 +46,9 @@ class Plan:
     layer: TokenReduce | None = None
     evict: KVEvict | None = None
     quantize: KVQuantize | None = None
+    retrieve: KVRetrieve | None = None
+    sparse: SparseAttention | None = None
+    stream: StreamState | None = None
     speculate: Speculate | None = None
     relax: RelaxedVerify | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from costmodel.errors import Unsupported
 from costmodel.layers import AttentionSpec
 from costmodel.techniques import Technique
+from costmodel.techniques.sparse_attention import SparseAttention
 from costmodel.techniques.speculate import Speculate
 from costmodel.units import UNBOUNDED
 from runtime.adapters import Visual
@@ -21,9 +23,12 @@ from runtime.model import Lvlm
 from runtime.prompts import AXES, Batch
 from runtime.techniques.kv_evict import Evictor
 from runtime.techniques.kv_quantize import Quantizer
+from runtime.techniques.kv_retrieve import Retriever, RetrievingStore
 from runtime.techniques.plan import Plan
+from runtime.techniques.sparse_attention import SparsePrefill
 from runtime.techniques.speculate import Drafter, LayersDrafter, ModelDrafter, Speculator, proposes, seen_by_draft
 from runtime.techniques.stores import PlainStore, Store, held_bytes
+from runtime.techniques.stream_state import Streamer
 from runtime.techniques.token_reduce import LayerReducer, OutsideReducer
 
 
@@ -45,6 +50,10 @@ class LayerCaches:
         self.reducer = LayerReducer(plan.layer, n_layers, visual) if plan.layer else None
         self.evictor = Evictor(plan.evict, n_layers) if plan.evict else None
         self.quantizer = Quantizer(plan.quantize, kv_width) if plan.quantize else None
+        self.retriever = Retriever(plan.retrieve) if plan.retrieve else None
+        self.sparse = SparsePrefill(plan.sparse) if plan.sparse and plan.sparse != SparseAttention() else None
+        if self.retriever and (self.evictor or self.quantizer):
+            raise Unsupported("KVRetrieve runs on a whole cache of full width; leave KVEvict and KVQuantize out")
         self.visual = visual
         self.stores: list[Store] = []
 
@@ -62,6 +71,8 @@ class LayerCaches:
         shares = None
         if (self.reducer and self.reducer.wants_map(layer)) or (self.evictor and self.evictor.wants_map()):
             mixed, shares = attend_openly(q, k, v, scale=scale)
+        elif self.sparse:
+            mixed = self.sparse.attend(q, k, v, scale=scale)
         else:
             mixed = attend_prompt(q, k, v, mask, scale=scale)
         if self.reducer:
@@ -72,6 +83,8 @@ class LayerCaches:
     def _store(
         self, layer: int, parts: tuple[Tensor, Tensor, Tensor], shares: Tensor | None, *, scale: float | None
     ) -> Store:
+        if self.retriever and bool(self.visual.any()):
+            return self.retriever.store(*parts, self.visual)
         store: Store = PlainStore(*parts[1:])
         if self.evictor:
             store = self.evictor.store(layer, parts, shares, visual=self.visual, scale=scale)
@@ -105,6 +118,7 @@ class Session:
     def __init__(self, model: Lvlm, caches: LayerCaches, logits: Tensor, place: int) -> None:
         self.model, self.caches, self.logits, self.place = model, caches, logits, place
         self.speculator: Speculator | None = None
+        self.streamer: Streamer | None = None
 
     @staticmethod
     @torch.inference_mode()
@@ -115,6 +129,8 @@ class Session:
         _check(model)
         plan = Plan.of(techniques)
         batch, visual = _seen(model, prompt, plan)
+        if plan.stream:
+            return streamed(model, plan, batch, visual)
         session = prefilled(model, plan, batch, visual)
         if plan.speculate and proposes(plan.speculate):
             drafter = _drafter(session, plan.speculate, draft, batch, (prompt, visual))
@@ -130,6 +146,11 @@ class Session:
         beside = drafter.session.nbytes if isinstance(drafter, ModelDrafter) else 0
         return held_bytes(self.caches.stores) + beside
 
+    @property
+    def host_bytes(self) -> int:
+        """Keys and values that are held on the host [bytes]."""
+        return sum(store.host_bytes for store in self.caches.stores if isinstance(store, RetrievingStore))
+
     @torch.inference_mode()
     def step(self, tokens: Tensor, *, layers: int | None = None) -> Tensor:
         """Run new tokens behind each other and return the logits of what follows each, shape (new, vocabulary).
@@ -144,6 +165,8 @@ class Session:
         decoder = self.model.decoder
         out = decoder.step(decoder.embed(tokens[None]), places.expand(AXES, 1, -1), self.caches, layers=layers)
         self.place += len(tokens)
+        if self.streamer:
+            self.streamer.came(torch.zeros(len(tokens), dtype=torch.bool))
         return decoder.head(out[0])
 
     def drop(self, count: int, *, layers: int | None = None) -> None:
@@ -156,6 +179,8 @@ class Session:
         """Let the stores do what follows once the last tokens are sure to stay."""
         for store in self.caches.stores:
             store.settle()
+        if self.streamer:
+            self.streamer.trim(self.caches.stores)
 
     @torch.inference_mode()
     def greedy(self, max_tokens: int, *, stop: Sequence[int] = ()) -> list[int]:
@@ -181,6 +206,31 @@ def prefilled(model: Lvlm, plan: Plan, batch: Batch, visual: Visual | None) -> S
     x, deep = model.merge(tokens, blocks, visual)
     out = model.decoder.prefill(x, positions, caches, blocks=None, deep=deep, thin=caches.thin)
     return Session(model, caches, model.decoder.head(out[0, -1]), int(batch.lengths[0] + batch.offsets[0]))
+
+
+def streamed(model: Lvlm, plan: Plan, batch: Batch, visual: Visual | None) -> Session:
+    """Return the session of a prompt that came chunk by chunk against a bounded state."""
+    others = ("layer", "evict", "quantize", "retrieve", "sparse", "speculate")
+    taken = [name for name in others if getattr(plan, name) is not None]
+    if taken or plan.stream is None or (visual is not None and visual.deep):
+        what = ", ".join(taken) or "states added behind the first layers"
+        raise Unsupported(f"StreamState runs beside what acts in front of the language model, not with {what}")
+    streamer = Streamer(plan.stream)
+    tokens, positions, blocks = (
+        torch.from_numpy(part).to(model.device) for part in (batch.tokens, batch.positions, batch.blocks)
+    )
+    caches = LayerCaches(plan, model, blocks[0] >= 0)
+    x, _ = model.merge(tokens, blocks, visual)
+    out = x
+    for start, end in streamer.chunks(x.shape[1]):
+        part, places = x[:, start:end], positions[:, :, start:end]
+        run = partial(model.decoder.prefill, blocks=None) if not start else model.decoder.step
+        out = run(part, places, caches)
+        streamer.came(blocks[0, start:end] >= 0)
+        streamer.trim(caches.stores)
+    session = Session(model, caches, model.decoder.head(out[0, -1]), int(batch.lengths[0] + batch.offsets[0]))
+    session.streamer = streamer
+    return session
 
 
 def _drafter(
@@ -222,7 +272,7 @@ def _seen(model: Lvlm, prompt: Prompt, plan: Plan) -> tuple[Batch, Visual | None
     if prompt.pixels is None:
         return batch, None
     places = torch.arange(int((batch.blocks >= 0).sum()))
-    outside = _outside(model, plan) if plan.encoder_out else None
+    outside = _outside(model, plan) if plan.encoder_out and plan.encoder_out.keep != 1 else None
     features = model.encode(prompt.pixels, outside.watch if outside else None)
     if outside:
         features, kept = outside.behind_encoder(features)
