@@ -133,6 +133,8 @@ class Session:
             return streamed(model, plan, batch, visual)
         session = prefilled(model, plan, batch, visual)
         if plan.speculate and proposes(plan.speculate):
+            if plan.retrieve and plan.retrieve.each == "step":
+                raise Unsupported("KVRetrieve.each='step' chooses for one token, and a draft has several; use 'turn'")
             drafter = _drafter(session, plan.speculate, draft, batch, (prompt, visual))
             session.speculator = Speculator(plan.speculate, plan.relax, drafter, seed=seed)
         elif plan.relax and plan.relax.probability:

@@ -1,7 +1,8 @@
 """Speculative decoding: a draft proposes, one pass of the target verifies, what was rejected is rolled back.
 
 Greedy and lossless: the tokens are those of the target by itself, whatever the draft says. Relaxed verification lets a
-share of the rejected tokens pass, and is not.
+share of the rejected tokens pass, and is not. Over a narrow cache a group of tokens may be packed up to a round later
+than without a draft, so that there the tokens may differ within the error of the packing.
 
 References
 ----------

@@ -117,6 +117,7 @@ def test_what_does_not_run_is_said(pairs):
     ours = pairs("llava").ours
     for used, words in [
         ([KVRetrieve(read=0.5, scorer="external")], "scorer='external' does not run"),
+        ([KVRetrieve(read=0.5, each="step"), technique("speculate", layers=1)], "use 'turn'"),
         ([KVRetrieve(read=0.5), KVQuantize(key_bits=8, value_bits=8)], "leave KVEvict and KVQuantize out"),
     ]:
         with pytest.raises(Unsupported, match=words):
