@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,19 @@ from torch import Tensor
 from costmodel.layers import AttentionSpec
 from costmodel.models import DecoderSpec
 from costmodel.units import UNBOUNDED
+from runtime.attention import attend_one, attend_prompt
+
+
+class Cache(Protocol):
+    """What layers ask of a cache: it keeps keys and values, and attends over what it kept."""
+
+    def attend_prompt(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float | None
+    ) -> Tensor:
+        """Return the attention of whole prompts, and keep their keys and values; without a mask it is causal."""
+
+    def attend_step(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: float, *, scale: float | None) -> Tensor:
+        """Return the attention of new tokens over a window of what was kept, themselves included."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +72,19 @@ class KvCache:
     def nbytes(self) -> int:
         """Reserved memory [bytes]."""
         return sum(part.nbytes for part in (*self.keys, *self.values))
+
+    def attend_prompt(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float | None
+    ) -> Tensor:
+        """Return the attention of whole prompts, and keep their keys and values."""
+        self.fill(layer, k, v)
+        return attend_prompt(q, k, v, mask, scale=scale)
+
+    def attend_step(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: float, *, scale: float | None) -> Tensor:
+        """Return the attention of one new token a sequence."""
+        self.append(layer, k, v)
+        span, mask = self.span(window)
+        return attend_one(q, self.keys[layer][:, :, span], self.values[layer][:, :, span], mask, scale=scale)
 
     def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Write the prompt's keys and values; those of padding are overwritten before they are read."""

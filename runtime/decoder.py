@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,38 +14,14 @@ from costmodel.errors import Unsupported
 from costmodel.layers import AttentionSpec, LayerSpec
 from costmodel.models import DecoderSpec
 from costmodel.units import UNBOUNDED
-from runtime.cache import KvCache
+from runtime.cache import Cache
 from runtime.modules import RmsNorm, make_ffn, make_norm, rotate, turns
 from runtime.rotations import Rotation
 from runtime.settings import DecoderSettings
 
 Turn = tuple[Tensor, Tensor]
+Thin: TypeAlias = Callable[[int], Tensor | None]
 N_NORMS = 4  # of layers whose halves are normed behind as well
-
-
-def attend_prompt(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float | None = None) -> Tensor:
-    """Return attention of whole prompts, shape (batch, heads, tokens, head_dim); without a mask it is causal.
-
-    The fused kernels that take a mask take no grouped heads, so keys and values are repeated for them.
-    """
-    grouped = q.shape[1] != k.shape[1]
-    if mask is not None and grouped:
-        k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], dim=1) for part in (k, v))
-        grouped = False
-    return functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
-    )
-
-
-def attend_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float | None = None) -> Tensor:
-    """Return attention of one new token a sequence, shape (batch, heads, 1, head_dim).
-
-    The heads that share keys become queries of one head, so that every key is read once.
-    """
-    batch, heads, _, head_dim = q.shape
-    queries = q.reshape(batch, k.shape[1], heads // k.shape[1], head_dim)
-    mixed = functional.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=scale)
-    return mixed.reshape(batch, heads, 1, head_dim)
 
 
 class Attention(nn.Module):
@@ -66,20 +43,16 @@ class Attention(nn.Module):
         q, k, v = (part.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2) for part in parts)
         return rotate(self.q_norm(q), *turn), rotate(self.k_norm(k), *turn), v
 
-    def prefill(self, x: Tensor, turn: Turn, mask: Tensor | None, cache: KvCache) -> Tensor:
+    def prefill(self, x: Tensor, turn: Turn, mask: Tensor | None, cache: Cache) -> Tensor:
         """Return the output for whole prompts and keep their keys and values; without a mask it is causal."""
         q, k, v = self._project(x, turn)
-        cache.fill(self.index, k, v)
-        mixed = attend_prompt(q, k, v, mask, scale=self.scale)
+        mixed = cache.attend_prompt(self.index, q, k, v, mask, scale=self.scale)
         return self.out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
 
-    def step(self, x: Tensor, turn: Turn, cache: KvCache) -> Tensor:
-        """Return the output for one new token a sequence."""
+    def step(self, x: Tensor, turn: Turn, cache: Cache) -> Tensor:
+        """Return the output for the new tokens of each sequence."""
         q, k, v = self._project(x, turn)
-        cache.append(self.index, k, v)
-        span, mask = cache.span(self.spec.window)
-        keys, values = (part[self.index][:, :, span] for part in (cache.keys, cache.values))
-        mixed = attend_one(q, keys, values, mask, scale=self.scale)
+        mixed = cache.attend_step(self.index, q, k, v, self.spec.window, scale=self.scale)
         return self.out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
 
 
@@ -101,12 +74,12 @@ class DecoderLayer(nn.Module):
         self.behind1, self.behind2 = (norm(), norm()) if both else (nn.Identity(), nn.Identity())
         self.window = spec.mixer.window
 
-    def prefill(self, x: Tensor, turn: Turn, mask: Tensor | None, cache: KvCache) -> Tensor:
+    def prefill(self, x: Tensor, turn: Turn, mask: Tensor | None, cache: Cache) -> Tensor:
         """Return the layer's output for whole prompts."""
         x = x + self.behind1(self.attention.prefill(self.norm1(x), turn, mask, cache))
         return x + self.behind2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
-    def step(self, x: Tensor, turn: Turn, cache: KvCache) -> Tensor:
+    def step(self, x: Tensor, turn: Turn, cache: Cache) -> Tensor:
         """Return the layer's output for one new token a sequence."""
         x = x + self.behind1(self.attention.step(self.norm1(x), turn, cache))
         return x + self.behind2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
@@ -140,7 +113,14 @@ class Decoder(nn.Module):
         return functional.linear(x, weight)
 
     def prefill(
-        self, x: Tensor, positions: Tensor, cache: KvCache, *, blocks: Tensor | None, deep: Sequence[Tensor] = ()
+        self,
+        x: Tensor,
+        positions: Tensor,
+        cache: Cache,
+        *,
+        blocks: Tensor | None,
+        deep: Sequence[Tensor] = (),
+        thin: Thin | None = None,
     ) -> Tensor:
         """Return normed outputs for whole prompts.
 
@@ -148,30 +128,41 @@ class Decoder(nn.Module):
         ----------
         x : Tensor, shape (batch, tokens, width)
         positions : Tensor, shape (3, batch, tokens)
-        cache : KvCache
+        cache : Cache
             Empty.
         blocks : Tensor or None, shape (batch, tokens)
             Which picture a token belongs to, where tokens of one picture see each other in both directions.
         deep : sequence of Tensor, shape (batch, tokens, width)
             What is added behind the first layers.
+        thin : callable, optional
+            Asked in front of every layer which tokens go on; None is all. Those that do keep their positions.
         """
         turns_by_kind = self._turns(positions, x.dtype)
-        masks = {window: _prompt_mask(x.shape[1], window, blocks, x.device) for window in set(self.windows)}
+        masks = self._masks(x, blocks)
         for index, layer in enumerate(self._layers()):
+            rows = thin(index) if thin is not None else None
+            if rows is not None:
+                x, positions, deep = x[:, rows], positions[:, :, rows], [part[:, rows] for part in deep]
+                blocks = None if blocks is None else blocks[:, rows]
+                turns_by_kind, masks = self._turns(positions, x.dtype), self._masks(x, blocks)
             x = layer.prefill(x, turns_by_kind[layer.window != UNBOUNDED], masks[layer.window], cache)
             if index < len(deep):
                 x = x + deep[index]
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def step(self, x: Tensor, positions: Tensor, cache: KvCache) -> Tensor:
-        """Return normed outputs for one new token a sequence, shape (batch, 1, width)."""
+    def step(self, x: Tensor, positions: Tensor, cache: Cache, *, layers: int | None = None) -> Tensor:
+        """Return normed outputs for the new tokens of each sequence, shape (batch, new, width); of the first layers."""
         turns_by_kind = self._turns(positions, x.dtype)
-        for layer in self._layers():
+        for layer in islice(self._layers(), layers):
             x = layer.step(x, turns_by_kind[layer.window != UNBOUNDED], cache)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def _layers(self) -> Iterable[DecoderLayer]:
         return cast("Iterable[DecoderLayer]", self.layers)
+
+    def _masks(self, x: Tensor, blocks: Tensor | None) -> dict[float, Tensor | None]:
+        """Return what tokens see of a prompt, by window."""
+        return {window: _prompt_mask(x.shape[1], window, blocks, x.device) for window in set(self.windows)}
 
     def _turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Turn, Turn]:
         """Return cosine and sine for layers that see all, and for those with a window."""

@@ -9,11 +9,14 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from costmodel.errors import Unsupported
+from costmodel.techniques import Technique
 from runtime.cache import KvCache
 from runtime.device import memory_guarded
 from runtime.graphs import CompiledStep, GraphedStep
 from runtime.model import Lvlm, Pixels
 from runtime.prompts import Batch, batch_of
+from runtime.techniques import open_session
 
 Steps: TypeAlias = Literal["plain", "graph", "compiled"]
 
@@ -67,8 +70,18 @@ def generate(
     sampling: Sampling = GREEDY,
     stop: Sequence[int] = (),
     steps: Steps = "plain",
+    techniques: Sequence[Technique] = (),
+    draft: Lvlm | None = None,
 ) -> list[list[int]]:
-    """Return the new tokens of every prompt; see `stream`."""
+    """Return the new tokens of every prompt; see `stream`.
+
+    With techniques prompts run one behind another, greedily; `draft` is the model that a technique speculates with.
+    """
+    if techniques:
+        if sampling != GREEDY or steps != "plain":
+            raise Unsupported(f"techniques run greedily and plain, not with {sampling} and steps={steps!r}; leave them")
+        sessions = (open_session(model, prompt, techniques, draft=draft) for prompt in prompts)
+        return [session.greedy(max_tokens, stop=stop) for session in sessions]
     found: list[list[int]] = [[] for _ in prompts]
     for step in stream(model, prompts, max_tokens=max_tokens, sampling=sampling, stop=stop, steps=steps):
         for tokens, token in zip(found, step, strict=True):

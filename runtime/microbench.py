@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from costmodel.layers import AttentionSpec, LayerSpec, MlpSpec, MoeSpec
 from costmodel.models import ModelSpec
-from runtime.decoder import attend_one, attend_prompt
+from runtime.attention import attend_one, attend_prompt
 from runtime.device import facts
 from runtime.new_device import STREAM_OVER_CACHE
 from runtime.preprocess import preprocess

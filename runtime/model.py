@@ -20,7 +20,7 @@ from runtime.device import require
 from runtime.grids import Grid
 from runtime.prompts import AXES, Batch, Picture
 from runtime.settings import Blueprint
-from runtime.vision import Features, VisionEncoder
+from runtime.vision import Features, VisionEncoder, Watch
 
 Step: TypeAlias = Callable[[Tensor, Tensor, KvCache], Tensor]
 
@@ -75,10 +75,10 @@ class Lvlm(nn.Module):
         """Number format of the weights."""
         return self.decoder.embedding.weight.dtype
 
-    def encode(self, pixels: Pixels) -> Features:
-        """Return the features of all patches."""
+    def encode(self, pixels: Pixels, watch: Watch | None = None) -> Features:
+        """Return the features of all patches; `watch` attends in place of the last layer."""
         patches = pixels.patches.to(self.device, self.dtype)
-        return self.vision(patches, pixels.grids)  # type: ignore[no-any-return]
+        return self.vision(patches, pixels.grids, watch)  # type: ignore[no-any-return]
 
     def adapt(self, features: Features) -> Visual:
         """Return the embeddings of all visual tokens."""
@@ -121,7 +121,7 @@ class Lvlm(nn.Module):
             torch.from_numpy(part).to(self.device)
             for part in (batch.tokens, batch.positions, batch.blocks, batch.lengths, batch.offsets)
         )
-        x, deep = self._merge(tokens, blocks, visual)
+        x, deep = self.merge(tokens, blocks, visual)
         seen = blocks if self.spec.decoder.bidirectional_media and visual is not None else None
         out = self.decoder.prefill(x, positions, cache, blocks=seen, deep=deep)
         cache.prompt(lengths, offsets, longest, equal=len(set(batch.lengths.tolist())) == 1)
@@ -130,7 +130,7 @@ class Lvlm(nn.Module):
         rows = torch.arange(len(lengths), device=self.device)
         return self.decoder.head(out[rows, lengths - 1])
 
-    def _merge(self, tokens: Tensor, blocks: Tensor, visual: Visual | None) -> tuple[Tensor, Sequence[Tensor]]:
+    def merge(self, tokens: Tensor, blocks: Tensor, visual: Visual | None) -> tuple[Tensor, Sequence[Tensor]]:
         """Return embeddings with the visual ones in their places, and what is added behind the first layers."""
         is_visual = blocks >= 0
         x = self.decoder.embed(tokens.masked_fill(is_visual, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,11 +21,26 @@ from runtime.settings import VisionSettings
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
-    """Encoder outputs of all items: of the last layer, and of the deep layers in order."""
+    """Encoder outputs of all items: of the last layer, and of the deep layers in order.
+
+    `received` is the attention of the last layer that each patch receives, where it was asked for: from the class
+    token, or in the mean over its item where there is none.
+    """
 
     last: Tensor
     deep: tuple[Tensor, ...]
     grids: tuple[Grid, ...]
+    received: Tensor | None = None
+
+
+class Watch(Protocol):
+    """What computes the attention of a layer and sees its map."""
+
+    def attend(self, n_segments: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the output of so many equal segments, each over itself."""
+
+    def received(self) -> Tensor:
+        """Return the attention that every row received."""
 
 
 class VisionAttention(nn.Module):
@@ -39,15 +55,16 @@ class VisionAttention(nn.Module):
         self.q_norm = RmsNorm(spec.q_width, settings.norm_eps) if normed else nn.Identity()
         self.k_norm = RmsNorm(spec.kv_width, settings.norm_eps) if normed else nn.Identity()
 
-    def forward(self, x: Tensor, runs: Runs, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, runs: Runs, turn: tuple[Tensor, Tensor] | None, watch: Watch | None = None) -> Tensor:
         """Return the output of every row; `runs` say how rows are cut into segments."""
+        attend = _attend if watch is None else watch.attend
         q, k, v = self.qkv(x).split(self.widths, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.spec.head_dim)) for part in (self.q_norm(q), self.k_norm(k), v))
         if turn is not None:
             q, k = (rotate(part.float(), *turn).to(part.dtype) for part in (q, k))
         sizes = [n * length for n, length in runs]
         pieces = zip(runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-        return self.out(torch.cat([_attend(n, *parts) for (n, _), *parts in pieces]).flatten(-2))  # type: ignore[no-any-return]
+        return self.out(torch.cat([attend(n, *parts) for (n, _), *parts in pieces]).flatten(-2))  # type: ignore[no-any-return]
 
 
 def _attend(n_segments: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -72,9 +89,9 @@ class VisionLayer(nn.Module):
         self.scale1 = nn.Parameter(torch.empty(width)) if settings.layer_scale else None
         self.scale2 = nn.Parameter(torch.empty(width)) if settings.layer_scale else None
 
-    def forward(self, x: Tensor, runs: Runs, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, runs: Runs, turn: tuple[Tensor, Tensor] | None, watch: Watch | None = None) -> Tensor:
         """Return the layer's output for every row."""
-        mixed = self.attention(self.norm1(x), runs, turn)
+        mixed = self.attention(self.norm1(x), runs, turn, watch)
         x = x + (mixed if self.scale1 is None else mixed * self.scale1)
         fed = self.mlp(self.norm2(x))
         return x + (fed if self.scale2 is None else fed * self.scale2)  # type: ignore[no-any-return]
@@ -108,7 +125,7 @@ class VisionEncoder(nn.Module):
         mixer = layers[0].mixer
         self.head_dim = mixer.head_dim if isinstance(mixer, AttentionSpec) else 0
 
-    def forward(self, patches: Tensor, grids: Sequence[Grid]) -> Features:
+    def forward(self, patches: Tensor, grids: Sequence[Grid], watch: Watch | None = None) -> Features:
         """Return the features of all patches.
 
         Parameters
@@ -117,6 +134,8 @@ class VisionEncoder(nn.Module):
             Of all items, one behind the other.
         grids : sequence of (int, int, int)
             Slices, rows and columns of every item.
+        watch : Watch, optional
+            Attends in place of the last layer's own attention.
         """
         extra = int(self.class_token is not None)
         places = layout(grids, merge=self.merge, window=self.window, extra=extra)
@@ -134,11 +153,13 @@ class VisionEncoder(nn.Module):
             x, turn = x[order], (turn[0][order], turn[1][order]) if turn else None
         deep = []
         for index, layer in enumerate(self.layers):
-            x = layer(x, places.windows if layer.windowed else places.slices, turn)
+            runs = places.windows if layer.windowed else places.slices
+            x = layer(x, runs, turn, watch if index == len(self.layers) - 1 else None)
             if index in self.settings.deep_layers:
                 deep.append(x)
         outputs = [self._patches(part, order, len(grids)) for part in (self.post_norm(x), *deep)]
-        return Features(outputs[0], tuple(outputs[1:]), tuple(grids))
+        received = None if watch is None else self._patches(watch.received()[:, None], order, len(grids))[:, 0]
+        return Features(outputs[0], tuple(outputs[1:]), tuple(grids), received)
 
     def _tiles(self, x: Tensor, n_tiles: int) -> Tensor:
         """Return the rows of equal tiles with their class tokens in front and the learned positions added."""
