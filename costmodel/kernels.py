@@ -297,7 +297,8 @@ def times_of(kernel: Kernel, kind: Kind, shape: Shape, *, bits: int, peers: int,
         return _experts(shape, widening(curve, kind, kernels.engine), chip, bits)
     if isinstance(shape, MoveShape):
         assert isinstance(curve, ElementwiseCurve)  # noqa: S101
-        return lambda x: elementwise_s(x * shape.row_bytes, chip=chip, curve=curve)
+        stays = kernels.hardware.kind == "cpu"  # its last cache holds what the operator before has written
+        return lambda x: elementwise_s(x * shape.row_bytes, chip=chip, curve=curve, resident=stays)
     assert isinstance(shape, CollectiveShape)  # noqa: S101 - attention has curves of several arguments
     return _collective(kernel, shape, peers, kernels.hardware)
 
