@@ -111,7 +111,7 @@ class HardwareProfile(Frozen):
     def read_from(self, file: Path) -> HardwareProfile:
         """Return the same profile, which knows its file."""
         copied = self.model_copy()
-        copied._file = file
+        copied._file = file  # noqa: SLF001 - of its own class
         return copied
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias, TypeVar
 import numpy as np
 
 from costmodel.base import Array
+from costmodel.beside import fitted_beside
 from costmodel.efficiency.attention_curve import AttentionCurve
 from costmodel.efficiency.collective import CustomCurve, NcclCurve, custom_all_reduce_s, nccl_s, switch_reduces
 from costmodel.efficiency.common import Chip
@@ -34,6 +35,8 @@ from costmodel.shapes import CollectiveShape, ExpertsShape, GemmShape, MoveShape
 from costmodel.units import BITS_PER_BYTE
 
 Product = TypeVar("Product", GemmCurve, CpuGemmCurve, MoeCurve)
+STARTING: Final = (GemmCurve, CpuGemmCurve, MoeCurve, ElementwiseCurve, AttentionCurve, DecodeCurve)
+"""Curves with a start of the kernel."""
 Times: TypeAlias = Callable[[Array], Array]
 """Seconds of one call by the rows that go through it."""
 
@@ -150,7 +153,7 @@ def wanted(kind: Kind, shape: Shape, bits: int) -> tuple[str, ...]:
         return (shape.operator,)
     if isinstance(shape, CollectiveShape):
         return ("custom_all_reduce", "all_reduce") if shape.algorithm == "all_reduce" else (shape.algorithm,)
-    plain = ("",)
+    plain: tuple[str, ...] = ("",)
     if kind == Kind.DECODE_ATTENTION:
         plain = ("gqa.",) if shape.heads > shape.kv_heads else ("mha.", "gqa.")
     return (*(f"{SINGLE}{name}" for name in plain), *plain) if bits == SINGLE_BITS else plain
@@ -187,25 +190,6 @@ def measured_as(hardware: HardwareProfile) -> str:
     key = (hardware.generation, hardware.core_count, hardware.clock_hz)
     same = (name for name, one in chips if (one.generation, one.core_count, one.clock_hz) == key)
     return next(same, SHARED)
-
-
-def fitted_beside(hardware: HardwareProfile) -> tuple[FittedProfile, ...]:
-    """Return the fitted curves that lie beside the file of a device: `NAME.<library>.toml` beside `NAME.toml`.
-
-    Raises
-    ------
-    ValueError
-        If such a file holds no curves, or those of another device.
-    """
-    if hardware.file is None:
-        return ()
-    found = []
-    for path in sorted(hardware.file.parent.glob(f"{hardware.file.stem}.*.toml")):
-        profile = read_fitted(path.read_text(encoding="utf-8"), str(path))
-        if profile.device != hardware.name.partition(":")[0]:
-            raise ValueError(f"{path} has device={profile.device!r}, and lies beside {hardware.name}; move one of them")
-        found.append(profile)
-    return tuple(found)
 
 
 def _find(
@@ -373,8 +357,7 @@ def start_s(kernel: Kernel, shape: Shape, times: Times | None, kernels: Kernels)
     if isinstance(shape, CollectiveShape):
         assert times is not None  # noqa: S101
         return float(times(np.zeros(1))[0])
-    assert not isinstance(curve, NcclCurve | CustomCurve)  # noqa: S101 - those are of exchanges
-    assert hasattr(curve, "start_cycles")  # noqa: S101
+    assert isinstance(curve, STARTING)  # noqa: S101
     experts = (
         shape.local_experts * curve.expert_cycles
         if isinstance(curve, MoeCurve) and isinstance(shape, ExpertsShape)

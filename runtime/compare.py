@@ -9,12 +9,13 @@ from typing import Final
 import numpy as np
 
 from costmodel.base import Array
+from costmodel.beside import fitted_beside
 from costmodel.efficiency import NcclCurve
 from costmodel.efficiency.fitted import CUSTOM, FittedCurve, FittedProfile
 from costmodel.engine import EngineProfile, load_engine
 from costmodel.errors import Unsupported
 from costmodel.hardware import HardwareProfile
-from costmodel.kernels import fitted_beside, load_fitted, load_fitted_texts
+from costmodel.kernels import load_fitted, load_fitted_texts
 from costmodel.models import ModelSpec
 from costmodel.operators import Kind
 from runtime.devices import device_of, required

@@ -104,6 +104,8 @@ def _columns(kind: str, lines: Sequence[Measurement]) -> Mapping[str, NDArray[An
         operators = np.array([line.shape["operator"] for line in lines])
         return {"operator": operators, "width": np.array(widths, dtype=np.int64), "traffic_bytes": traffic}
     columns = {key: np.array([line.number(key) for line in lines], dtype=np.int64) for key in COUNTS[kind]}
+    if kind == "gemm":
+        columns["turns"] = np.array([line.number("turns") if "turns" in line.shape else 1 for line in lines])
     if kind == "collective":
         columns["algorithm"] = np.array([line.shape["algorithm"] for line in lines])
     return columns

@@ -6,6 +6,7 @@ Each is one or a few calls of PyTorch, timed warm over and over on the same oper
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,18 +127,28 @@ def gemms(spec: ModelSpec, bench: Bench) -> Iterator[Case]:
 def stream_side(bench: Bench) -> int:
     """Return the side of a square weight too large for the cache: a product of one row then reads memory."""
     least_bytes = STREAM_OVER_CACHE * facts(bench.device).get("l2_bytes", 0.0)
-    return max(NEEDED_SQUARE, math.ceil((least_bytes / bench.width_bytes) ** 0.5 / SIDE_STEP) * SIDE_STEP)
+    return max(NEEDED_SQUARE, math.ceil(math.sqrt(least_bytes / bench.width_bytes) / SIDE_STEP) * SIDE_STEP)
 
 
-def product(bench: Bench, m: int, n: int, k: int, *, needed: bool = False) -> Case:
-    """Return one product of m rows with a weight of n outputs and k inputs."""
-    work, nbytes = 2.0 * m * n * k, float((m * k + n * k + m * n) * bench.width_bytes)
-    return Case("gemm", {"m": m, "n": n, "k": k}, work, nbytes, partial(_gemm, bench, m, n, k), needed=needed)
+def product(bench: Bench, m: int, n: int, k: int, *, needed: bool = False, turns: int = 1) -> Case:
+    """Return one product of m rows with a weight of n outputs and k inputs; with several, weights that take turns."""
+    work, nbytes = 2.0 * m * n * k, float((m * k + turns * n * k + m * n) * bench.width_bytes)
+    shape = {"m": m, "n": n, "k": k, **({"turns": turns} if turns > 1 else {})}
+    return Case("gemm", shape, work, nbytes, partial(_gemm, bench, m, n, k, turns=turns), needed=needed)
 
 
-def _gemm(bench: Bench, m: int, n: int, k: int) -> Action:
+def turns_beyond_cache(bench: Bench, n: int, k: int) -> int:
+    """Return how many weights must take turns so that none is in the cache when its turn comes, as in a model."""
+    least_bytes = STREAM_OVER_CACHE * facts(bench.device).get("l2_bytes", 0.0)
+    return max(1, math.ceil(least_bytes / (n * k * bench.width_bytes)))
+
+
+def _gemm(bench: Bench, m: int, n: int, k: int, *, turns: int = 1) -> Action:
     rows, weight = bench.tensor(m, k), bench.tensor(n, k)
-    return lambda: functional.linear(rows, weight)
+    if turns == 1:
+        return lambda: functional.linear(rows, weight)
+    others = itertools.cycle([weight.clone() for _ in range(turns)])
+    return lambda: functional.linear(rows, next(others))
 
 
 def weights(spec: ModelSpec) -> set[tuple[int, int]]:
@@ -235,8 +246,8 @@ OPERATORS: Final[Mapping[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]]] =
     "softmax": (2, lambda x, _: x.softmax(-1)),
     "copy": (2, lambda x, _: x.clone()),
 }
-"""Element-wise operators, a rotation as the reference model runs it: values that one fused kernel would read and write for
-each that is given."""
+"""Element-wise operators, a rotation as the reference model runs it: values that one fused kernel would read
+and write for each that is given."""
 
 
 def launches(bench: Bench) -> Iterator[Case]:

@@ -231,8 +231,8 @@ def best_products(lines: Sequence[Measurement]) -> dict[str, Rate]:
 def best_stream(lines: Sequence[Measurement], l2_bytes: float | str) -> Rate | None:
     """Return the highest rate of a stream too long for the cache [bytes/s]: a copy, an element-wise operator, a weight.
 
-    A product of one row reads its weight once and writes next to nothing: that is what decoding does, and on a CPU it is
-    faster than a copy, whose writes fetch the line first.
+    A product of one row reads its weight once and writes next to nothing: that is what decoding does, and on a CPU it
+    is faster than a copy, whose writes fetch the line first.
     """
     best: Rate | None = None
     for line in lines:

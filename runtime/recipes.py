@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
@@ -12,8 +13,8 @@ from costmodel.base import Array
 from costmodel.efficiency import (
     AttentionCurve,
     Chip,
-    Curve,
     CpuGemmCurve,
+    Curve,
     CustomCurve,
     DecodeCurve,
     ElementwiseCurve,
@@ -111,10 +112,36 @@ def _gemm(samples: Samples, hardware: HardwareProfile, _: object) -> Predict:
 def _cpu_gemm(samples: Samples, hardware: HardwareProfile, _: object) -> Predict:
     bits = _bits(samples)
     chip, work = Chip.of(hardware, bits), samples.work
-    sides = {"d_in": work["k"], "d_out": work["n"]}
     return lambda curve: cpu_gemm_s(
-        work["m"], **sides, chip=chip, curve=curve, bytes_per_value=bits / 8, resident=True
+        work["m"],
+        d_in=work["k"],
+        d_out=work["n"],
+        chip=chip,
+        curve=curve,
+        bytes_per_value=bits / 8,
+        turns=work["turns"],
     )
+
+
+STEP: Final = 1.4
+"""A product of more rows that takes this many times as long as one of a single row makes a second pass."""
+
+
+def _cpu_gemm_fixed(samples: Samples, _: HardwareProfile) -> Mapping[str, float]:
+    """Return the rows of one pass, which are whole: the most that take about as long as one row of the same weight."""
+    columns = [samples.work[name].tolist() for name in ("n", "k", "turns", "m")]
+    times = {tuple(key): time for *key, time in zip(*columns, samples.measured_s.tolist(), strict=True)}
+    ratios: dict[int, list[float]] = {}
+    for (*weight, m), time in times.items():
+        one_s = times.get((*weight, 1))
+        if one_s is not None:
+            ratios.setdefault(m, []).append(time / one_s)
+    served = 1
+    for m in sorted(ratios):
+        if statistics.median(ratios[m]) > STEP:
+            break
+        served = m
+    return {"pass_rows": float(served)} if len(ratios) > 1 else {}
 
 
 def _bits(samples: Samples) -> int:
@@ -235,7 +262,7 @@ LENGTH_LABELS: Final = ("1-64", "65-512", "513-2048", "above 2048")
 HEADS: Final = ("heads", "kv_heads", "head_dim")
 RECIPES: Final[Mapping[str, Recipe]] = {
     "gemm": Recipe(GemmCurve, "gemm", ("n", "k"), "m", ROWS_EDGES, ROWS_LABELS, _gemm, _gemm_fixed, _gemm_priors),
-    "cpu_gemm": Recipe(CpuGemmCurve, "gemm", ("n", "k"), "m", ROWS_EDGES, ROWS_LABELS, _cpu_gemm),
+    "cpu_gemm": Recipe(CpuGemmCurve, "gemm", ("n", "k"), "m", ROWS_EDGES, ROWS_LABELS, _cpu_gemm, _cpu_gemm_fixed),
     "prefill_attention": Recipe(
         AttentionCurve,
         "attention",

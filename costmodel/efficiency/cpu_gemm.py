@@ -30,7 +30,7 @@ class CpuGemmCurve(Curve):
     pack_rows : float
         Rows that packing the weight is worth.
     pass_rows : float
-        Rows that one pass over an unpacked weight serves.
+        Rows that one pass over an unpacked weight serves; whole passes are made.
     bandwidth_fraction : float
         Reached share of the memory bandwidth.
     cache_fraction : float
@@ -44,7 +44,7 @@ class CpuGemmCurve(Curve):
     start_cycles: NotNegative = 5000.0
     compute_fraction: Positive = 0.95
     pack_rows: NotNegative = 30.0
-    pass_rows: AboveOne = 2.0
+    pass_rows: AboveOne = 3.0
     bandwidth_fraction: Positive = 0.95
     cache_fraction: AboveOne = 1.6
     warm_fraction: Positive = 0.8
@@ -60,7 +60,7 @@ def cpu_gemm_s(
     curve: CpuGemmCurve,
     bytes_per_value: float = 4.0,
     weight_bytes: float | None = None,
-    resident: bool = False,
+    turns: Quantity = 0,
 ) -> Array:
     """Return the time of dense products on a CPU, the faster of two ways [s].
 
@@ -76,8 +76,9 @@ def cpu_gemm_s(
         Width of operands and of the output [bytes].
     weight_bytes : float, optional
         Width of one weight where it is another [bytes].
-    resident : bool
-        Whether a benchmark repeats the product on the same weight; False for a model, whose layers take turns.
+    turns : int or ndarray
+        Weights that take turns in a benchmark, one where it repeats the product on the same; 0 for a model, whose
+        weights never stay.
 
     References
     ----------
@@ -87,10 +88,11 @@ def cpu_gemm_s(
     m, k, n = (np.asarray(side, dtype=float) for side in (rows, d_in, d_out))
     weight = k * n * (weight_bytes or bytes_per_value)
     values = m * (k + n) * bytes_per_value
-    cold = cold_share(weight + values, resident * curve.warm_fraction * chip.l2_bytes, WARM_SHARPNESS)
+    again = np.asarray(turns, dtype=float) * (weight + values)
+    cold = np.where(again > 0, cold_share(again, curve.warm_fraction * chip.l2_bytes, WARM_SHARPNESS), 1.0)
     s_per_byte = (cold + (1 - cold) / curve.cache_fraction) / (curve.bandwidth_fraction * chip.bandwidth_bytes_per_s)
     flops_per_s = curve.compute_fraction * chip.peak_flops_per_s
-    streamed = np.maximum(m / curve.pass_rows, 1.0) * weight + values
+    streamed = np.ceil(m / curve.pass_rows) * weight + values
     unpacked = np.maximum(streamed * s_per_byte, 2 * m * k * n / flops_per_s)
     packed = soft_max(curve.norm, 2 * (m + curve.pack_rows) * k * n / flops_per_s, (weight + values) * s_per_byte)
     total_s: Array = curve.start_cycles / chip.clock_hz + np.minimum(unpacked, packed)

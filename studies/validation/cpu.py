@@ -1,12 +1,15 @@
 """On a CPU, from nothing: kernels are measured, a profile and curves are fitted to them, and two models are predicted.
 
-No time of a model is in the fit, and no kernel of it has the size of one that is predicted. Each of the two models (made
-up, single precision, random weights) runs four requests; encode, prefill and a decode step are compared with `predict`.
+No time of a model is in the fit, and no kernel of it has the size of one that is predicted. Each of two models (made up,
+single precision, random weights) runs four requests; encode, prefill and a decode step are compared with `predict`.
 
 Run by hand, from the root of the repository, with nothing else on the machine if possible::
 
     OMP_NUM_THREADS=1 python -m studies.validation.cpu
+    python -m studies.validation.cpu --stored
     python -m studies.validation.cpu --smoke -o /tmp/smoke
+
+`--stored` fits and predicts again from the lines that are there.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 FOLDER: Final = Path(__file__).parent
 LINES: Final = FOLDER.parent / "measurements"
+KERNELS, STAGED = "cpu-kernels.jsonl", "cpu-stages.jsonl"
 NAME: Final = "study-cpu"
 FACTS: Final = "kind=cpu,tdp_w=100"
 """What no line shows; the power is made up, and nothing here depends on it."""
@@ -180,21 +184,26 @@ def study(folder: Path, lines_folder: Path, *, smoke: bool = False) -> dict[str,
     import torch
 
     from runtime.measure import write_whole
-    from runtime.measurement import read_measurements
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so that the clock is that of the processor
     try:
         load = os.getloadavg()[0]
-        path = lines_folder / "cpu-kernels.jsonl"
-        write_whole(path, kernel_lines(smoke=smoke))
-        stages = lines_folder / "cpu-stages.jsonl"
-        write_whole(stages, (line for model in REQUESTS for line in stage_lines(model, smoke=smoke)))
+        write_whole(lines_folder / KERNELS, kernel_lines(smoke=smoke))
+        write_whole(lines_folder / STAGED, (line for model in REQUESTS for line in stage_lines(model, smoke=smoke)))
         load = max(load, os.getloadavg()[0])
     finally:
         torch.set_num_threads(threads)
-    hardware = fitted(path, folder)
-    return results(hardware, read_measurements(stages), fits(folder / f"{NAME}.torch.toml"), smoke=smoke, load=load)
+    return judged(folder, lines_folder, smoke=smoke, load=load)
+
+
+def judged(folder: Path, lines_folder: Path, *, smoke: bool, load: float) -> dict[str, Any]:
+    """Fit to the kernels' lines of a folder, predict the stages' lines, and return what is found."""
+    from runtime.measurement import read_measurements
+
+    hardware = fitted(lines_folder / KERNELS, folder)
+    stages = read_measurements(lines_folder / STAGED)
+    return results(hardware, stages, fits(folder / f"{NAME}.torch.toml"), smoke=smoke, load=load)
 
 
 def results(
@@ -233,10 +242,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, help="folder for all files; by default beside this script")
     parser.add_argument("--smoke", action="store_true", help="few kernels, one tiny request a model")
+    parser.add_argument("--stored", action="store_true", help="measure nothing: use the lines that are there")
     options = parser.parse_args(arguments)
     folder: Path = options.output or FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    found = study(folder, options.output or LINES, smoke=options.smoke)
+    lines = options.output or LINES
+    if options.stored:
+        before = json.loads((folder / "cpu.json").read_text(encoding="utf-8"))
+        found = judged(folder, lines, smoke=before["smoke"], load=before["load_average"])
+    else:
+        found = study(folder, lines, smoke=options.smoke)
     (folder / "cpu.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (folder / "cpu.md").write_text(page(found), encoding="utf-8")
     draw(found, folder / "cpu.svg")

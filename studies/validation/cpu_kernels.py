@@ -24,7 +24,9 @@ WEIGHTS: Final = (
     (4096, 4096),
     (20480, 640),
 )
-"""Outputs and inputs, 0.4 to 67 MB in single precision: within the caches of a server core and beyond."""
+"""Outputs and inputs, 0.4 to 67 MB in single precision; so many of them take turns that none stays in the cache."""
+WARM: Final = ((640, 640), (2560, 640), (1280, 1280))
+"""Weights that a product also meets again at once."""
 ROWS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1024)
 MOST_FLOPS: Final = 2e10
 """Of one product: a fifth of a second on one core."""
@@ -33,9 +35,9 @@ HEADS: Final = ((4, 4, 64), (12, 12, 64), (12, 2, 64), (16, 8, 64), (4, 1, 128),
 PROMPTS: Final = (48, 96, 192, 384, 768, 1536)
 CONTEXTS: Final = (64, 256, 512, 1024, 2048, 4096)
 BATCHES: Final = (1, 2, 4)
-WIDTHS: Final = (640, 1280, 2560)
+WIDTHS: Final = (320, 640, 1280, 2560)
 HEIGHTS: Final = (1, 4, 32, 128, 512, 2048, 8192)
-MOVED: Final = ("norm", "activation", "rope", "add", "copy")
+MOVED: Final = ("norm", "activation", "rope")
 SMOKE: Final = 36
 """Kernels of every kind at smoke size: enough that most curves can be fitted."""
 
@@ -57,6 +59,7 @@ def kernels(bench: Bench, *, smoke: bool = False) -> list[Case]:
     needed = [one_product(bench, square, square, square, needed=True)]
     found = [*_products(bench), *_attentions(bench), *_moved(bench)]
     if smoke:
+        found = [case for case in found if "turns" not in case.shape]
         few = sorted(found, key=lambda case: case.work)
         groups = {case.group for case in few}
         found = [case for group in sorted(groups) for case in [x for x in few if x.group == group][:SMOKE]]
@@ -68,10 +71,12 @@ def kernels(bench: Bench, *, smoke: bool = False) -> list[Case]:
 
 def _products(bench: Bench) -> Iterator[Case]:
     from runtime.microbench import product as one_product
+    from runtime.microbench import turns_beyond_cache
 
     for (n, k), m in product(WEIGHTS, ROWS):
         if 2 * m * n * k <= MOST_FLOPS:
-            yield one_product(bench, m, n, k)
+            yield one_product(bench, m, n, k, turns=turns_beyond_cache(bench, n, k))
+    yield from (one_product(bench, m, n, k) for (n, k), m in product(WARM, ROWS))
 
 
 def _attentions(bench: Bench) -> Iterator[Case]:
