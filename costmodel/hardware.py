@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from costmodel.base import Frozen, FrozenMap
 from costmodel.errors import Unsupported, one_line, unknown
@@ -101,6 +101,18 @@ class HardwareProfile(Frozen):
     peak_flops_per_s: FrozenMap[Positive]
     links: tuple[Link, ...] = ()
     sources: tuple[Source, ...]
+    _file: Path | None = PrivateAttr(default=None)
+
+    @property
+    def file(self) -> Path | None:
+        """Where it was read from, if not from the catalogue: fitted curves may lie beside it."""
+        return self._file
+
+    def read_from(self, file: Path) -> HardwareProfile:
+        """Return the same profile, which knows its file."""
+        copied = self.model_copy()
+        copied._file = file  # noqa: SLF001 - of its own class
+        return copied
 
     @model_validator(mode="after")
     def _every_number_has_a_source(self) -> HardwareProfile:
@@ -227,9 +239,10 @@ def _load(name: str) -> HardwareProfile:
     if changes:
         _apply(values, changes, name)
     try:
-        return HardwareProfile.model_validate(values)
+        profile = HardwareProfile.model_validate(values)
     except ValidationError as error:
         raise one_line(error, source) from None
+    return profile.read_from(Path(base)) if base.endswith(".toml") else profile
 
 
 def _text(base: str) -> tuple[str, str]:

@@ -15,9 +15,11 @@ from typing import Final, TypeAlias, TypeVar
 import numpy as np
 
 from costmodel.base import Array
+from costmodel.beside import fitted_beside
 from costmodel.efficiency.attention_curve import AttentionCurve
 from costmodel.efficiency.collective import CustomCurve, NcclCurve, custom_all_reduce_s, nccl_s, switch_reduces
 from costmodel.efficiency.common import Chip
+from costmodel.efficiency.cpu_gemm import CpuGemmCurve, cpu_gemm_s
 from costmodel.efficiency.decode import DecodeCurve
 from costmodel.efficiency.elementwise import ElementwiseCurve, elementwise_s
 from costmodel.efficiency.fitted import FittedCurve, FittedProfile, read_fitted
@@ -32,13 +34,18 @@ from costmodel.packaged import packaged_texts
 from costmodel.shapes import CollectiveShape, ExpertsShape, GemmShape, MoveShape, Shape
 from costmodel.units import BITS_PER_BYTE
 
-Product = TypeVar("Product", GemmCurve, MoeCurve)
+Product = TypeVar("Product", GemmCurve, CpuGemmCurve, MoeCurve)
+STARTING: Final = (GemmCurve, CpuGemmCurve, MoeCurve, ElementwiseCurve, AttentionCurve, DecodeCurve)
+"""Curves with a start of the kernel."""
 Times: TypeAlias = Callable[[Array], Array]
 """Seconds of one call by the rows that go through it."""
 
-PRECISIONS: Final[Mapping[int, tuple[str, ...]]] = {16: ("bf16", "fp16"), 8: ("fp8",)}
+PRECISIONS: Final[Mapping[int, tuple[str, ...]]] = {32: ("fp32",), 16: ("bf16", "fp16"), 8: ("fp8",)}
 PLAIN: Final[Mapping[Kind, Kind]] = {Kind.DEQUANT_GEMM: Kind.GEMM, Kind.DEQUANT_MOE_GEMM: Kind.MOE_GEMM}
 """Products that widen their weights have the curve of the plain ones, lowered by what the engine states for both."""
+SINGLE: Final = "fp32."
+"""Begins the variant of attention in single precision; without it, attention is at 16 bits."""
+SINGLE_BITS: Final = 32
 SHARED: Final = "shared"
 """Stands for the device in the name of files whose curves were fitted to all measured devices."""
 
@@ -120,9 +127,15 @@ class Kernels:
             return None
         wish = Wish(PLAIN.get(kind, kind).label, wanted(kind, shape, bits), peers)
         found: tuple[Kernel | None] = remember(
-            self.cache, (kind, wish), lambda: (_find(self.hardware, libraries, wish),)
+            self.cache, (kind, wish), lambda: (_find(self.hardware, libraries, wish, self.beside),)
         )
         return found[0]
+
+    @property
+    def beside(self) -> tuple[FittedProfile, ...]:
+        """The curves that a person keeps beside the file of the device."""
+        found: tuple[FittedProfile, ...] = remember(self.cache, "beside", lambda: fitted_beside(self.hardware))
+        return found
 
     def chip(self, bits: int) -> Chip:
         """Return the device as curves see it."""
@@ -140,9 +153,10 @@ def wanted(kind: Kind, shape: Shape, bits: int) -> tuple[str, ...]:
         return (shape.operator,)
     if isinstance(shape, CollectiveShape):
         return ("custom_all_reduce", "all_reduce") if shape.algorithm == "all_reduce" else (shape.algorithm,)
+    plain: tuple[str, ...] = ("",)
     if kind == Kind.DECODE_ATTENTION:
-        return ("gqa.",) if shape.heads > shape.kv_heads else ("mha.", "gqa.")
-    return ("",)
+        plain = ("gqa.",) if shape.heads > shape.kv_heads else ("mha.", "gqa.")
+    return (*(f"{SINGLE}{name}" for name in plain), *plain) if bits == SINGLE_BITS else plain
 
 
 @functools.cache
@@ -178,8 +192,18 @@ def measured_as(hardware: HardwareProfile) -> str:
     return next(same, SHARED)
 
 
-def _find(hardware: HardwareProfile, libraries: Sequence[str], wish: Wish) -> Kernel | None:
-    """Return the first curve that a library has for the device's chip, else that measured devices share."""
+def _find(
+    hardware: HardwareProfile, libraries: Sequence[str], wish: Wish, beside: Sequence[FittedProfile]
+) -> Kernel | None:
+    """Return the first curve that a library has for the device's chip, else that measured devices share.
+
+    Curves beside the device's own file come first, whatever their library: somebody measured them on this device.
+    """
+    named = [library.partition(".")[0] for library in libraries]
+    for profile in sorted(beside, key=lambda one: named.index(one.library) if one.library in named else len(named)):
+        found = _own([curve for curve in profile.curves if curve.kind == wish.kind], wish)
+        if found is not None:
+            return Kernel(found, profile.library, profile.device)
     own = measured_as(hardware)
     for device in dict.fromkeys((own, SHARED)):
         for entry in libraries:
@@ -195,8 +219,12 @@ def _find(hardware: HardwareProfile, libraries: Sequence[str], wish: Wish) -> Ke
 
 
 def _own(curves: Sequence[FittedCurve], wish: Wish) -> FittedCurve | None:
-    matching = (curve for prefix in wish.prefixes for curve in curves if curve.variant.startswith(prefix))
-    return next(matching, None)
+    for prefix in wish.prefixes:
+        single = prefix.startswith(SINGLE)
+        for curve in curves:
+            if curve.variant.startswith(prefix) and curve.variant.startswith(SINGLE) <= (single or wish.kind == "gemm"):
+                return curve
+    return None
 
 
 def _shared(curves: Sequence[FittedCurve], hardware: HardwareProfile, wish: Wish) -> FittedCurve | None:
@@ -230,6 +258,11 @@ def times_of(kernel: Kernel, kind: Kind, shape: Shape, *, bits: int, peers: int,
         Of rows; non-decreasing.
     """
     curve, chip = kernel.fitted.curve(), kernels.chip(bits)
+    if isinstance(shape, GemmShape) and isinstance(curve, CpuGemmCurve):
+        on_cpu = widening(curve, kind, kernels.engine)
+        width, weight = bits / BITS_PER_BYTE, shape.weight_bytes
+        sides = {"d_in": shape.d_in, "d_out": shape.d_out}
+        return lambda x: cpu_gemm_s(x, **sides, chip=chip, curve=on_cpu, bytes_per_value=width, weight_bytes=weight)
     if isinstance(shape, GemmShape):
         assert isinstance(curve, GemmCurve)  # noqa: S101 - the file was checked when it was read
         own = widening(curve, kind, kernels.engine)
@@ -248,7 +281,8 @@ def times_of(kernel: Kernel, kind: Kind, shape: Shape, *, bits: int, peers: int,
         return _experts(shape, widening(curve, kind, kernels.engine), chip, bits)
     if isinstance(shape, MoveShape):
         assert isinstance(curve, ElementwiseCurve)  # noqa: S101
-        return lambda x: elementwise_s(x * shape.row_bytes, chip=chip, curve=curve)
+        stays = kernels.hardware.kind == "cpu"  # its last cache holds what the operator before has written
+        return lambda x: elementwise_s(x * shape.row_bytes, chip=chip, curve=curve, resident=stays)
     assert isinstance(shape, CollectiveShape)  # noqa: S101 - attention has curves of several arguments
     return _collective(kernel, shape, peers, kernels.hardware)
 
@@ -323,7 +357,7 @@ def start_s(kernel: Kernel, shape: Shape, times: Times | None, kernels: Kernels)
     if isinstance(shape, CollectiveShape):
         assert times is not None  # noqa: S101
         return float(times(np.zeros(1))[0])
-    assert isinstance(curve, GemmCurve | MoeCurve | ElementwiseCurve | AttentionCurve | DecodeCurve)  # noqa: S101
+    assert isinstance(curve, STARTING)  # noqa: S101
     experts = (
         shape.local_experts * curve.expert_cycles
         if isinstance(curve, MoeCurve) and isinstance(shape, ExpertsShape)

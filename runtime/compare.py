@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from costmodel.base import Array
+from costmodel.beside import fitted_beside
 from costmodel.efficiency import NcclCurve
 from costmodel.efficiency.fitted import CUSTOM, FittedCurve, FittedProfile
 from costmodel.engine import EngineProfile, load_engine
@@ -21,7 +22,7 @@ from runtime.devices import device_of, required
 from runtime.flat import flat_s
 from runtime.lines import CurveName, curve_name, grouped, samples_of
 from runtime.measurement import Measurement, ShapeValue
-from runtime.recipes import RECIPES
+from runtime.recipes import recipe_of
 from runtime.stages import DECODE, STAGES, part_s, stage_s
 
 PERCENTILE: Final = 0.9
@@ -182,7 +183,7 @@ def predict_kernels(
         return [_flat(line, hardware, engine) for line in lines]
     samples = samples_of(name, lines)
     custom = name.variant == CUSTOM
-    recipe = RECIPES[CUSTOM if custom else name.kind]
+    recipe = recipe_of(samples, {})
     option = NcclCurve.model_validate(dict(curve.ring)) if custom else curve.tiling()
     try:
         seconds = recipe.prepare(samples, hardware, option)(curve.curve())
@@ -198,7 +199,7 @@ def _curve(name: CurveName, hardware: HardwareProfile, fitted: Sequence[FittedPr
     """Return the fitted curve of a library on a device, if there is one."""
     file = f"{hardware.name}.{name.library}"
     packaged = [load_fitted(file)] if file in load_fitted_texts() else []
-    for profile in (*fitted, *packaged):
+    for profile in (*fitted, *fitted_beside(hardware), *packaged):
         if (profile.device, profile.library) == (hardware.name, name.library):
             for curve in profile.curves:
                 if (curve.kind, curve.variant) == (name.kind, name.variant):

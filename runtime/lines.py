@@ -9,6 +9,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodel.efficiency.fitted import ON_CPU
+from costmodel.kernels import SINGLE, SINGLE_BITS
 from runtime.measurement import COUNTS, Measurement
 from runtime.recipes import BITS
 from runtime.tables import Samples, kernel
@@ -41,15 +43,17 @@ def curve_name(line: Measurement) -> CurveName | None:
     if line.kind not in CURVED or line.shape.get("cold"):
         return None
     if line.kind == "gemm":
-        return CurveName(line.kind, line.precision, line.implementation) if line.precision in BITS else None
+        variant = f"{line.precision}{'' if line.driver else ON_CPU}"  # a CPU has no driver
+        return CurveName(line.kind, variant, line.implementation) if line.precision in BITS else None
     if line.kind in ATTENTIONS:
         family = _family(str(line.shape.get("kernel") or ""))
-        if BITS.get(line.precision) != HALF_BITS:
+        bits = BITS.get(line.precision)
+        if bits not in (HALF_BITS, SINGLE_BITS):
             return None
         if line.kind == "decode_attention":
             shares = "mha" if line.number("heads") == line.number("kv_heads") else "gqa"
             family = f"{shares}.{family}"
-        return CurveName(line.kind, family, line.implementation)
+        return CurveName(line.kind, f"{SINGLE if bits == SINGLE_BITS else ''}{family}", line.implementation)
     name = "operator" if line.kind == "elementwise" else "algorithm"
     return CurveName(line.kind, str(line.shape[name]), line.implementation)
 
@@ -100,6 +104,8 @@ def _columns(kind: str, lines: Sequence[Measurement]) -> Mapping[str, NDArray[An
         operators = np.array([line.shape["operator"] for line in lines])
         return {"operator": operators, "width": np.array(widths, dtype=np.int64), "traffic_bytes": traffic}
     columns = {key: np.array([line.number(key) for line in lines], dtype=np.int64) for key in COUNTS[kind]}
+    if kind == "gemm":
+        columns["turns"] = np.array([line.number("turns") if "turns" in line.shape else 1 for line in lines])
     if kind == "collective":
         columns["algorithm"] = np.array([line.shape["algorithm"] for line in lines])
     return columns

@@ -6,6 +6,8 @@ Each is one or a few calls of PyTorch, timed warm over and over on the same oper
 from __future__ import annotations
 
 import io
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +23,7 @@ from costmodel.layers import AttentionSpec, LayerSpec, MlpSpec, MoeSpec
 from costmodel.models import ModelSpec
 from runtime.attention import attend_one, attend_prompt
 from runtime.device import facts
+from runtime.modules import rotate
 from runtime.new_device import STREAM_OVER_CACHE
 from runtime.preprocess import preprocess
 from runtime.settings import Blueprint
@@ -31,6 +34,8 @@ ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 """Rows of products and element-wise operators: a decode batch to a long prompt."""
 SQUARES: Final = (512, 1024, 2048, 4096, 8192)
 """Sides of square products, for the highest rate."""
+SIDE_STEP: Final = 256
+"""Sides of weights are multiples of it."""
 NEEDED_SQUARE: Final = 1024
 """One of them is measured whatever it takes."""
 LENGTHS: Final = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -115,14 +120,35 @@ def gemms(spec: ModelSpec, bench: Bench) -> Iterator[Case]:
     grid = [(m, n, k) for m in ROWS for n, k in sorted(weights(spec))]
     grid += [(side, side, side) for side in SQUARES]
     for m, n, k in dict.fromkeys(grid):
-        work, nbytes = 2.0 * m * n * k, float((m * k + n * k + m * n) * bench.width_bytes)
-        needed = m == n == k == NEEDED_SQUARE
-        yield Case("gemm", {"m": m, "n": n, "k": k}, work, nbytes, partial(_gemm, bench, m, n, k), needed=needed)
+        yield product(bench, m, n, k, needed=m == n == k == NEEDED_SQUARE)
+    yield product(bench, 1, *[stream_side(bench)] * 2, needed=True)
 
 
-def _gemm(bench: Bench, m: int, n: int, k: int) -> Action:
+def stream_side(bench: Bench) -> int:
+    """Return the side of a square weight too large for the cache: a product of one row then reads memory."""
+    least_bytes = STREAM_OVER_CACHE * facts(bench.device).get("l2_bytes", 0.0)
+    return max(NEEDED_SQUARE, math.ceil(math.sqrt(least_bytes / bench.width_bytes) / SIDE_STEP) * SIDE_STEP)
+
+
+def product(bench: Bench, m: int, n: int, k: int, *, needed: bool = False, turns: int = 1) -> Case:
+    """Return one product of m rows with a weight of n outputs and k inputs; with several, weights that take turns."""
+    work, nbytes = 2.0 * m * n * k, float((m * k + turns * n * k + m * n) * bench.width_bytes)
+    shape = {"m": m, "n": n, "k": k, **({"turns": turns} if turns > 1 else {})}
+    return Case("gemm", shape, work, nbytes, partial(_gemm, bench, m, n, k, turns=turns), needed=needed)
+
+
+def turns_beyond_cache(bench: Bench, n: int, k: int) -> int:
+    """Return how many weights must take turns so that none is in the cache when its turn comes, as in a model."""
+    least_bytes = STREAM_OVER_CACHE * facts(bench.device).get("l2_bytes", 0.0)
+    return max(1, math.ceil(least_bytes / (n * k * bench.width_bytes)))
+
+
+def _gemm(bench: Bench, m: int, n: int, k: int, *, turns: int = 1) -> Action:
     rows, weight = bench.tensor(m, k), bench.tensor(n, k)
-    return lambda: functional.linear(rows, weight)
+    if turns == 1:
+        return lambda: functional.linear(rows, weight)
+    others = itertools.cycle([weight.clone() for _ in range(turns)])
+    return lambda: functional.linear(rows, next(others))
 
 
 def weights(spec: ModelSpec) -> set[tuple[int, int]]:
@@ -148,20 +174,21 @@ def attentions(spec: ModelSpec, bench: Bench) -> Iterator[Case]:
     mixer = spec.decoder.runs[0].layer.mixer
     if isinstance(mixer, AttentionSpec):
         for batch, length in _sizes((1, 4)):
-            yield _attention("prefill_attention", bench, mixer, batch, length)
+            yield attention("prefill_attention", bench, mixer, batch, length)
         for batch, length in _sizes(BATCHES):
-            yield _attention("decode_attention", bench, mixer, batch, length)
+            yield attention("decode_attention", bench, mixer, batch, length)
     tower = spec.vision.runs[0].layer.mixer if spec.vision else None
     if isinstance(tower, AttentionSpec):
         for batch, length in _sizes((1, 4, 16)):
-            yield _attention("encoder_attention", bench, tower, batch, length)
+            yield attention("encoder_attention", bench, tower, batch, length)
 
 
 def _sizes(batches: Sequence[int]) -> list[tuple[int, int]]:
     return sorted(((batch, length) for batch in batches for length in LENGTHS), key=lambda pair: pair[0] * pair[1])
 
 
-def _attention(kind: str, bench: Bench, spec: AttentionSpec, batch: int, length: int) -> Case:
+def attention(kind: str, bench: Bench, spec: AttentionSpec, batch: int, length: int) -> Case:
+    """Return attention of a batch of prompts or pictures of this length, or of new tokens with so many keys."""
     decodes = kind == "decode_attention"
     shape = {
         "b": batch,
@@ -190,11 +217,16 @@ def _attend(kind: str, bench: Bench, spec: AttentionSpec, *, batch: int, queries
 def elementwise(spec: ModelSpec, bench: Bench) -> Iterator[Case]:
     """Yield norms, activations, sums, softmax and copies over rows as wide as the model."""
     width = spec.decoder.width
-    for name, (values, _) in OPERATORS.items():
+    for name in OPERATORS:
         for rows in ROWS:
-            nbytes = float(values * rows * width * bench.width_bytes)
-            shape = {"operator": name, "rows": rows, "width": width}
-            yield Case("elementwise", shape, nbytes, nbytes, partial(_elementwise, bench, name, rows, width))
+            yield moved(bench, name, rows, width)
+
+
+def moved(bench: Bench, name: str, rows: int, width: int) -> Case:
+    """Return an element-wise operator over so many rows."""
+    nbytes = float(OPERATORS[name][0] * rows * width * bench.width_bytes)
+    shape = {"operator": name, "rows": rows, "width": width}
+    return Case("elementwise", shape, nbytes, nbytes, partial(_elementwise, bench, name, rows, width))
 
 
 def _elementwise(bench: Bench, name: str, rows: int, width: int) -> Action:
@@ -209,11 +241,13 @@ def _norm(x: Tensor, other: Tensor) -> Tensor:
 OPERATORS: Final[Mapping[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]]] = {
     "norm": (2, _norm),
     "activation": (2, lambda x, _: functional.gelu(x)),
+    "rope": (2, lambda x, other: rotate(x, other[0], other[0])),
     "add": (3, torch.add),
     "softmax": (2, lambda x, _: x.softmax(-1)),
     "copy": (2, lambda x, _: x.clone()),
 }
-"""Element-wise operators that PyTorch runs as one kernel: values read and written for each that is given."""
+"""Element-wise operators, a rotation as the reference model runs it: values that one fused kernel would read
+and write for each that is given."""
 
 
 def launches(bench: Bench) -> Iterator[Case]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
@@ -12,6 +13,7 @@ from costmodel.base import Array
 from costmodel.efficiency import (
     AttentionCurve,
     Chip,
+    CpuGemmCurve,
     Curve,
     CustomCurve,
     DecodeCurve,
@@ -21,6 +23,7 @@ from costmodel.efficiency import (
     NcclCurve,
     Tiling,
     attention_s,
+    cpu_gemm_s,
     custom_all_reduce_s,
     decode_attention_s,
     elementwise_s,
@@ -30,6 +33,7 @@ from costmodel.efficiency import (
 )
 from costmodel.efficiency.collective import switch_reduces
 from costmodel.efficiency.elementwise import CORE_BYTES_PER_CYCLE
+from costmodel.efficiency.fitted import ON_CPU
 from costmodel.hardware import HardwareProfile
 from runtime.routing import routing_of
 from runtime.tables import Samples
@@ -105,6 +109,46 @@ def _gemm(samples: Samples, hardware: HardwareProfile, _: object) -> Predict:
     )
 
 
+def _cpu_gemm(samples: Samples, hardware: HardwareProfile, _: object) -> Predict:
+    bits = _bits(samples)
+    chip, work = Chip.of(hardware, bits), samples.work
+    return lambda curve: cpu_gemm_s(
+        work["m"],
+        d_in=work["k"],
+        d_out=work["n"],
+        chip=chip,
+        curve=curve,
+        bytes_per_value=bits / 8,
+        turns=work["turns"],
+    )
+
+
+STEP: Final = 1.4
+"""A product of more rows that takes this many times as long as one of a single row makes a second pass."""
+
+
+def _cpu_gemm_fixed(samples: Samples, _: HardwareProfile) -> Mapping[str, float]:
+    """Return the rows of one pass, which are whole: the most that take about as long as one row of the same weight."""
+    columns = [samples.work[name].tolist() for name in ("n", "k", "turns", "m")]
+    times = {tuple(key): time for *key, time in zip(*columns, samples.measured_s.tolist(), strict=True)}
+    ratios: dict[int, list[float]] = {}
+    for (*weight, m), time in times.items():
+        one_s = times.get((*weight, 1))
+        if one_s is not None:
+            ratios.setdefault(m, []).append(time / one_s)
+    served = 1
+    for m in sorted(ratios):
+        if statistics.median(ratios[m]) > STEP:
+            break
+        served = m
+    return {"pass_rows": float(served)} if len(ratios) > 1 else {}
+
+
+def _bits(samples: Samples) -> int:
+    """Return the width that a variant begins with; without one it is that of tables, 16."""
+    return BITS.get(samples.variant.partition(".")[0], BITS["bf16"])
+
+
 def _is_quantised(samples: Samples) -> bool:
     return BITS[samples.variant.partition(".")[0]] < BITS["bf16"]
 
@@ -118,7 +162,7 @@ def _gemm_priors(samples: Samples) -> Mapping[str, float]:
 
 
 def _attention(samples: Samples, hardware: HardwareProfile, tiling: Tiling) -> Predict:
-    chip, work = Chip.of(hardware), samples.work
+    chip, work = Chip.of(hardware, _bits(samples)), samples.work
     return lambda curve: attention_s(
         work["s"],
         batch=work["b"],
@@ -134,7 +178,7 @@ def _attention(samples: Samples, hardware: HardwareProfile, tiling: Tiling) -> P
 
 
 def _decode(samples: Samples, hardware: HardwareProfile, _: object) -> Predict:
-    chip, work = Chip.of(hardware), samples.work
+    chip, work = Chip.of(hardware, _bits(samples)), samples.work
     return lambda curve: decode_attention_s(
         work["context"],
         batch=work["b"],
@@ -143,6 +187,7 @@ def _decode(samples: Samples, hardware: HardwareProfile, _: object) -> Predict:
         head_dim=work["head_dim"],
         chip=chip,
         curve=curve,
+        kv_bytes_per_value=_bits(samples) / 8,
         resident=True,
     )
 
@@ -217,6 +262,7 @@ LENGTH_LABELS: Final = ("1-64", "65-512", "513-2048", "above 2048")
 HEADS: Final = ("heads", "kv_heads", "head_dim")
 RECIPES: Final[Mapping[str, Recipe]] = {
     "gemm": Recipe(GemmCurve, "gemm", ("n", "k"), "m", ROWS_EDGES, ROWS_LABELS, _gemm, _gemm_fixed, _gemm_priors),
+    "cpu_gemm": Recipe(CpuGemmCurve, "gemm", ("n", "k"), "m", ROWS_EDGES, ROWS_LABELS, _cpu_gemm, _cpu_gemm_fixed),
     "prefill_attention": Recipe(
         AttentionCurve,
         "attention",
@@ -281,6 +327,8 @@ RING: Final = "collective.all_reduce"
 
 def recipe_of(samples: Samples, fitted: Mapping[str, Curve]) -> Recipe:
     """Return how samples are fitted, given the curves that were fitted before by name."""
+    if samples.kind == "gemm" and samples.variant.endswith(ON_CPU):
+        return RECIPES["cpu_gemm"]
     if samples.variant.partition(".")[0] != "custom_all_reduce":
         return RECIPES[samples.kind]
     return replace(RECIPES["custom_all_reduce"], options=(fitted.get(RING, NcclCurve()),))

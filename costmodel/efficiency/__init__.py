@@ -7,6 +7,7 @@ from costmodel.efficiency.attention import attention_s
 from costmodel.efficiency.attention_curve import AttentionCurve, Tiling
 from costmodel.efficiency.collective import CustomCurve, NcclCurve, custom_all_reduce_s, nccl_s
 from costmodel.efficiency.common import Chip, Curve
+from costmodel.efficiency.cpu_gemm import CpuGemmCurve, cpu_gemm_s
 from costmodel.efficiency.decode import DecodeCurve, decode_attention_s
 from costmodel.efficiency.elementwise import ElementwiseCurve, elementwise_s
 from costmodel.efficiency.gemm import GemmCurve, gemm_s
@@ -15,6 +16,7 @@ from costmodel.efficiency.moe import MoeCurve, Routing, moe_s
 __all__ = [
     "AttentionCurve",
     "Chip",
+    "CpuGemmCurve",
     "Curve",
     "CustomCurve",
     "DecodeCurve",
@@ -25,6 +27,7 @@ __all__ = [
     "Routing",
     "Tiling",
     "attention_s",
+    "cpu_gemm_s",
     "custom_all_reduce_s",
     "decode_attention_s",
     "elementwise_s",

@@ -12,6 +12,7 @@ from costmodel.base import Frozen, FrozenMap
 from costmodel.efficiency.attention_curve import AttentionCurve, Tiling
 from costmodel.efficiency.collective import CustomCurve, NcclCurve
 from costmodel.efficiency.common import Curve
+from costmodel.efficiency.cpu_gemm import CpuGemmCurve
 from costmodel.efficiency.decode import DecodeCurve
 from costmodel.efficiency.elementwise import ElementwiseCurve
 from costmodel.efficiency.gemm import GemmCurve
@@ -29,6 +30,8 @@ CURVES: Final[Mapping[str, type[Curve]]] = {
     "elementwise": ElementwiseCurve,
 }
 CUSTOM: Final = "custom_all_reduce"
+ON_CPU: Final = ".cpu"
+"""Ends the variant of products on a CPU, whose curve has another form, such as `fp32.cpu`."""
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -154,6 +157,8 @@ class FittedCurve(Frozen):
     def curve(self) -> Curve:
         """Return the parameters as what the formulas take."""
         form = CustomCurve if self.variant.partition(".")[0] == CUSTOM else CURVES[self.kind]
+        if self.kind == "gemm" and self.variant.endswith(ON_CPU):
+            form = CpuGemmCurve
         return form.model_validate(dict(self.parameters))
 
     def tiling(self) -> Tiling:

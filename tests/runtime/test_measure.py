@@ -76,8 +76,9 @@ def test_every_kind_of_kernel_is_there_and_fits_its_curve(lines):
     kernels = {"gemm", "prefill_attention", "decode_attention", "encoder_attention", "elementwise"}
     assert kernels | {"launch", "copy", "preprocess"} <= kinds
     taken = read_lines([lines])
-    assert {samples.kind for samples in kernel_samples(taken)} == {"gemm", "elementwise"}
-    halves = [line.model_copy(update={"precision": "bf16"}) for line in taken]  # attention has curves of 16 bits alone
+    assert {samples.kind for samples in kernel_samples(taken)} == kernels
+    assert {samples.variant for samples in kernel_samples(taken) if samples.kind == "gemm"} == {"fp32.cpu"}
+    halves = [line.model_copy(update={"precision": "bf16"}) for line in taken]
     assert {samples.kind for samples in kernel_samples(halves)} == kernels
 
 
