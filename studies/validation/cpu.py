@@ -1,7 +1,7 @@
 """On a CPU, from nothing: kernels are measured, a profile and curves are fitted to them, and two models are predicted.
 
-No time of a model is in the fit, and no kernel of it has the size of one that is predicted. Each of two models (made up,
-single precision, random weights) runs four requests; encode, prefill and a decode step are compared with `predict`.
+No time of a model is in the fit, and no kernel of it has the size of one that is predicted. Each of two models (made
+up, single precision, random weights) runs four requests; encode, prefill and a decode step are compared with `predict`.
 
 Run by hand, from the root of the repository, with nothing else on the machine if possible::
 

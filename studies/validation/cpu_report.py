@@ -44,12 +44,13 @@ def page(found: Mapping[str, Any]) -> str:
 
 SMOKE: Final = "Smoke size: it shows that the study runs, and no number means anything.\n"
 INTRODUCTION: Final = """\
-Written by `python -m studies.validation.cpu`; numbers in `cpu.json`, lines in `studies/measurements/` (`cpu-kernels.jsonl`
-and `cpu-stages.jsonl`), profile and curves in `study-cpu.toml` and `study-cpu.torch.toml`.
+Written by `python -m studies.validation.cpu`; numbers in `cpu.json`, lines in `studies/measurements/`
+(`cpu-kernels.jsonl` and `cpu-stages.jsonl`), profile and curves in `study-cpu.toml` and `study-cpu.torch.toml`.
 
 {device}, one thread, single precision, PyTorch {torch}, {day}; {clock}. The machine
 has {cores} cores and was shared while this ran (load up to {load:.1f}): other work takes cache and bandwidth, which the
-processor time of one process does not hide. Measured peaks: {peak:.0f} GFLOP/s of products, {bandwidth:.1f} GB/s of reading.
+processor time of one process does not hide. Measured peaks: {peak:.0f} GFLOP/s of products, {bandwidth:.1f} GB/s
+of reading.
 
 Kernels of sizes that no model has (products of 1 to 1024 rows with weights of 0.4 to 200 MB that take turns, as layers
 do, attention, element-wise operators) were measured and given to `lvlm calibrate new:study-cpu`. No time of a model is
