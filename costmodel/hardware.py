@@ -108,6 +108,13 @@ class HardwareProfile(Frozen):
         """Where it was read from, if not from the catalogue: fitted curves may lie beside it."""
         return self._file
 
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether another profile says the same, wherever both were read from."""
+        fields = type(self).model_fields
+        return isinstance(other, HardwareProfile) and all(getattr(self, x) == getattr(other, x) for x in fields)
+
     def read_from(self, file: Path) -> HardwareProfile:
         """Return the same profile, which knows its file."""
         copied = self.model_copy()

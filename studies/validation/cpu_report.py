@@ -63,15 +63,18 @@ Errors on families of sizes that were held out of the fit, by the same rule as f
 WHY: Final = """\
 ## What is not in the model
 
-Predictions with curves come out low throughout, because each is the sum of its kernels and nothing else:
+Predictions with curves come out low throughout, because each is the sum of its kernels and nothing else. Not in it are
 
 - the host's own work: dispatch and Python count only as far as the curves hold the start of one call;
 - norms of queries and keys, and copies with which the reference model lays out heads and appends to its cache;
-- products of 7 to 15 rows, which with this library take longer than one of 16: a curve that never falls goes below;
+- the kind of an activation: the curve is of the exact GELU. The tanh form of small-lvlm's encoder took 4.6 times as
+  long in one run by hand (2.05 against 0.44 ns a number): by that, some 5 % of its encode;
+- products of 7 to 15 rows, which with this library take longer than one of 16: a curve that never falls is below;
 - other tenants: the cache of the socket is shared, so that what stays in it changes from minute to minute.
 
-Flat shares, with the rates of the same profile, come closer on encode and prefill by accident: an engine's share of a
-peak is for a datasheet's, which is higher than the measured one, and that loss stands in for what is left out here.
+How much each of the others weighs was not measured. Flat shares, with the rates of the same profile, come closer on
+encode and prefill: an engine's share is of a datasheet's peak, so on a measured one they charge the loss twice, which
+may stand in for what is left out here.
 """
 
 
