@@ -7,7 +7,6 @@ file of fitted curves a library; others get the curves that all measured devices
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias, TypeVar
@@ -22,15 +21,15 @@ from costmodel.efficiency.common import Chip
 from costmodel.efficiency.cpu_gemm import CpuGemmCurve, cpu_gemm_s
 from costmodel.efficiency.decode import DecodeCurve
 from costmodel.efficiency.elementwise import ElementwiseCurve, elementwise_s
-from costmodel.efficiency.fitted import FittedCurve, FittedProfile, read_fitted
+from costmodel.efficiency.fitted import FittedCurve, FittedProfile
 from costmodel.efficiency.gemm import GemmCurve, gemm_s
 from costmodel.efficiency.moe import MoeCurve, Routing, moe_s
 from costmodel.efficiency.transfer import band_power, shared_variant
 from costmodel.engine import EngineProfile
-from costmodel.hardware import HardwareProfile, load_hardware
+from costmodel.fitted_files import SHARED, load_fitted, load_fitted_texts, measured_as
+from costmodel.hardware import HardwareProfile
 from costmodel.memo import Cache, remember
 from costmodel.operators import Kind
-from costmodel.packaged import packaged_texts
 from costmodel.shapes import CollectiveShape, ExpertsShape, GemmShape, MoveShape, Shape
 from costmodel.units import BITS_PER_BYTE
 
@@ -46,8 +45,6 @@ PLAIN: Final[Mapping[Kind, Kind]] = {Kind.DEQUANT_GEMM: Kind.GEMM, Kind.DEQUANT_
 SINGLE: Final = "fp32."
 """Begins the variant of attention in single precision; without it, attention is at 16 bits."""
 SINGLE_BITS: Final = 32
-SHARED: Final = "shared"
-"""Stands for the device in the name of files whose curves were fitted to all measured devices."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,39 +154,6 @@ def wanted(kind: Kind, shape: Shape, bits: int) -> tuple[str, ...]:
     if kind == Kind.DECODE_ATTENTION:
         plain = ("gqa.",) if shape.heads > shape.kv_heads else ("mha.", "gqa.")
     return (*(f"{SINGLE}{name}" for name in plain), *plain) if bits == SINGLE_BITS else plain
-
-
-@functools.cache
-def load_fitted_texts() -> Mapping[str, str]:
-    """Return the text of every fitted file by `<device>.<library>`."""
-    return packaged_texts("hardware_profiles", "fitted", suffix=".toml")
-
-
-@functools.cache
-def load_fitted(name: str) -> FittedProfile:
-    """Return a fitted file by `<device>.<library>`."""
-    return read_fitted(load_fitted_texts()[name], name)
-
-
-@functools.cache
-def _load_measured_chips() -> tuple[tuple[str, HardwareProfile], ...]:
-    """Return the devices that have fitted files, with their profiles."""
-    names = {name.partition(".")[0] for name in load_fitted_texts()} - {SHARED}
-    return tuple((name, load_hardware(name)) for name in sorted(names))
-
-
-def measured_as(hardware: HardwareProfile) -> str:
-    """Return the device whose measurements describe this one's chip: itself, or one with the same cores; else `shared`.
-
-    Constants are shares of a device's own rates, so a sibling with other memory, or a what-if, keeps them.
-    """
-    base = hardware.name.partition(":")[0]
-    chips = _load_measured_chips()
-    if any(name == base for name, _ in chips):
-        return base
-    key = (hardware.generation, hardware.core_count, hardware.clock_hz)
-    same = (name for name, one in chips if (one.generation, one.core_count, one.clock_hz) == key)
-    return next(same, SHARED)
 
 
 def _find(

@@ -14,8 +14,8 @@ from costmodel.efficiency import NcclCurve
 from costmodel.efficiency.fitted import CUSTOM, FittedCurve, FittedProfile
 from costmodel.engine import EngineProfile, load_engine
 from costmodel.errors import Unsupported
+from costmodel.fitted_files import load_fitted, load_fitted_texts
 from costmodel.hardware import HardwareProfile
-from costmodel.kernels import load_fitted, load_fitted_texts
 from costmodel.models import ModelSpec
 from costmodel.operators import Kind
 from runtime.devices import device_of, required

@@ -11,8 +11,9 @@ from costmodel.efficiency.decode import step_attention_s
 from costmodel.efficiency.gemm import gemm_s
 from costmodel.engine import engine_names
 from costmodel.evaluate import Evaluator
+from costmodel.fitted_files import SHARED, load_fitted, load_fitted_texts, measured_as
 from costmodel.hardware import hardware_names
-from costmodel.kernels import SHARED, Kernels, load_fitted, load_fitted_texts, measured_as
+from costmodel.kernels import Kernels
 from costmodel.operators import Kind
 from costmodel.query import build_query
 from costmodel.shapes import AttentionShape, GemmShape, MoveShape
