@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -16,9 +18,25 @@ from costmodel.layers import AttentionSpec, CrossAttentionSpec, LatentAttentionS
 from costmodel.memo import remember
 from costmodel.mixers import cached_width_on_device
 from costmodel.query import MAX_BATCH, KVEntry, Query
+from costmodel.recurrent import RecurrentSpec
 from costmodel.stages import Structure
 from costmodel.sums import evicted_tokens, kept_tokens
 from costmodel.units import BITS_PER_BYTE
+
+Part: TypeAlias = Literal["vision", "language"]
+PARTS: Final[tuple[Part, ...]] = ("vision", "language")
+_OF_PART: Final[Mapping[Part, tuple[str, ...]]] = {
+    "vision": ("vision_weights_bytes", "encode_activation_bytes"),
+    "language": (
+        "language_weights_bytes",
+        "draft_weights_bytes",
+        "kv_bytes",
+        "host_kv_bytes",
+        "block_bytes",
+        "prefill_activation_bytes",
+    ),
+}
+"""What of `Memory` a device without a part does not hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +103,32 @@ class Memory:
         return max(0, int(free / self.block_bytes)) if self.block_bytes else 0
 
 
-def memory(query: Query, hardware: HardwareProfile, structure: Structure | None = None) -> Memory:
-    """Return the memory of one device for a query of single numbers."""
-    engine = query.engine
+def memory(
+    query: Query,
+    hardware: HardwareProfile,
+    structure: Structure | None = None,
+    *,
+    parts: Collection[Part] = PARTS,
+) -> Memory:
+    """Return the memory of one device for a query of single numbers.
+
+    Parameters
+    ----------
+    query : Query
+    hardware : HardwareProfile
+    structure : Structure, optional
+        That of the query, where it is at hand.
+    parts : collection of str
+        What the device holds: vision (encoder and adapter), language, or both. What it does not hold costs nothing.
+    """
     structure = structure or Structure.of(query)
+    whole = _whole_memory(query, hardware, structure)
+    missing = {name for part in PARTS if part not in parts for name in _OF_PART[part]}
+    return replace(whole, **dict.fromkeys(missing, 0.0)) if missing else whole
+
+
+def _whole_memory(query: Query, hardware: HardwareProfile, structure: Structure) -> Memory:
+    engine = query.engine
     vision, language = weights_bytes(structure)
     stages = activations(query, structure, evicted_bytes=evicted_bytes_per_request(query, structure))
     live = [float(stage.at(query.replica_batch)) for stage in stages]
@@ -201,6 +241,15 @@ def stage_share(structure: Structure) -> float:
 def entry_bytes_per_token(entry: KVEntry, n_devices: int) -> float:
     """Return the bytes that one token takes in a cache entry on one device [bytes]."""
     return entry.n_layers * cached_width_on_device(entry.mixer, n_devices) * entry.bytes_each
+
+
+def kept_bytes(entry: KVEntry, tokens: Quantity, n_devices: int) -> Quantity:
+    """Return what a cache entry holds of a sequence of so many kept tokens on one device [bytes].
+
+    The next query sees a window of keys, its own included, so one fewer is kept.
+    """
+    most = np.inf if isinstance(entry.mixer, RecurrentSpec) else entry.mixer.window - 1.0
+    return np.minimum(tokens, most) * entry_bytes_per_token(entry, n_devices)
 
 
 def bytes_per_token(structure: Structure) -> float:

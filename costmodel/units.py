@@ -11,5 +11,7 @@ UNBOUNDED: Final = 1e18
 """A token count that no request reaches: the window or chunk of something that has none (finite, so 0 * it is 0)."""
 PIXEL_BYTES: Final = 4
 """One value of a processed picture: `transformers` processors give 32-bit floats [bytes]."""
+CHANNELS: Final = 3
+"""Values of a pixel."""
 TINY = 1e-300
 """Divisor in place of zero, where what is divided is zero too."""

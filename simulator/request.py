@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from costmodel import Image, Video
 from costmodel.base import Array
-from costmodel.errors import Unsupported, unknown
+from costmodel.errors import unknown
 
 Ints: TypeAlias = NDArray[np.int64]
 Media: TypeAlias = Image | Video
@@ -68,8 +68,13 @@ class Requests:
         How far: text (and answer) tokens, and items.
     after : ndarray of int
         An earlier request that must have ended before this one comes, or -1.
+    priority : ndarray of int
+        0 is served first, larger numbers later.
+    patience_s : ndarray
+        How long after its arrival the client gives up if the answer has not ended; infinite if it never does [s].
     concurrency : int
-        Most requests in the system at once, the next one coming when one ends; 0 is no limit.
+        Users of a closed loop; 0 is an open one. A user takes the next conversation, a request that comes after no
+        other and those that follow on it, when the last request of the one before has ended.
     name : str
         What the traffic is called.
     """
@@ -87,6 +92,8 @@ class Requests:
     shared_text_tokens: Ints
     shared_items: Ints
     after: Ints
+    priority: Ints
+    patience_s: Array
     concurrency: int = 0
     name: str = "requests"
 
@@ -116,8 +123,10 @@ class Requests:
                 raise ValueError(f"Requests.{name} must name an earlier request or be -1; reorder the requests")
         if self.concurrency < 0:
             raise ValueError(f"Requests.concurrency={self.concurrency} must be 0 (open) or more")
-        if self.concurrency and (self.after >= 0).any():
-            raise Unsupported("a closed loop of conversations is not modelled; use --rate, or single requests")
+        if n and self.priority.min() < 0:
+            raise ValueError("Requests.priority must be 0 (first) or more; shift the numbers")
+        if not (self.patience_s > 0).all():  # not a number is refused too
+            raise ValueError("Requests.patience_s must be positive; a client that never gives up has an infinite one")
 
     def _check_items(self, n: int) -> None:
         offsets, items = self.item_offsets, len(self.item_kind)
@@ -152,6 +161,8 @@ _BY_REQUEST: Final = (
     "shared_text_tokens",
     "shared_items",
     "after",
+    "priority",
+    "patience_s",
 )
 
 
@@ -163,7 +174,7 @@ def requests_of(
     items: Items | None = None,
     concurrency: int = 0,
     name: str = "requests",
-    links: Mapping[str, Ints] | None = None,
+    links: Mapping[str, NDArray[Any]] | None = None,
 ) -> Requests:
     """Return requests from the columns that they need; the others take their neutral values.
 
@@ -172,15 +183,20 @@ def requests_of(
     arrival_s, text_tokens, output_tokens, items, concurrency, name
         As in `Requests`.
     links : mapping, optional
-        Of parent, shared_text_tokens, shared_items, after and max_output_tokens, those that are not neutral.
+        Of parent, shared_text_tokens, shared_items, after, priority, patience_s and max_output_tokens, those that are
+        not neutral.
     """
     n = len(arrival_s)
     none, zero = np.full(n, NONE), np.zeros(n, dtype=np.int64)
-    neutral = {"parent": none, "shared_text_tokens": zero, "shared_items": zero, "after": none}
-    given = {"max_output_tokens": output_tokens, **(links or {})}
+    neutral = {"parent": none, "shared_text_tokens": zero, "shared_items": zero, "after": none, "priority": zero}
+    given: dict[str, NDArray[Any]] = {
+        "max_output_tokens": output_tokens,
+        "patience_s": np.full(n, np.inf),
+        **(links or {}),
+    }
     for key in given:
-        if key not in neutral and key != "max_output_tokens":
-            raise unknown("column of requests", key, [*neutral, "max_output_tokens"])
+        if key not in neutral and key not in ("max_output_tokens", "patience_s"):
+            raise unknown("column of requests", key, [*neutral, "max_output_tokens", "patience_s"])
     held = items or Items.empty(n)
     return Requests(
         arrival_s=np.asarray(arrival_s, dtype=float),
@@ -192,6 +208,7 @@ def requests_of(
         item_content=_whole(held.content),
         item_text_before=_whole(held.text_before),
         media=held.media,
+        patience_s=np.ascontiguousarray(given["patience_s"], dtype=float),
         concurrency=concurrency,
         name=name,
         **{key: _whole(given.get(key, default)) for key, default in neutral.items()},

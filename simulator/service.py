@@ -10,6 +10,7 @@ import numpy as np
 
 from costmodel.base import Array
 from costmodel.models import MediaCost
+from costmodel.units import CHANNELS, PIXEL_BYTES
 from simulator.request import Media
 
 NO_CAP: Final = 1 << 60
@@ -94,6 +95,19 @@ class Service(Protocol):
     def preprocess_s(self, item: Media, cost: MediaCost) -> float:
         """Return the time of one CPU worker for an item."""
 
+    @property
+    def kv_layers(self) -> int:
+        """Layers that hand over their part of the cache one by one."""
+
+    def kv_bytes(self, tokens: int, items: Sequence[MediaCost] = ()) -> float:
+        """Return the cache of a sequence of so many tokens, pictures included, on all devices together [bytes]."""
+
+    def embedding_bytes(self, cost: MediaCost) -> float:
+        """Return what leaves the encoder for an item [bytes]."""
+
+    def pixel_bytes(self, cost: MediaCost) -> float:
+        """Return the pixels of an item as they leave the CPU [bytes]."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearService:
@@ -109,7 +123,9 @@ class LinearService:
         A pixel on a CPU worker [s].
     visual_tokens_per_pixel : float
         How pictures become tokens; a patch is a token.
-    rules, capacity, request_s, preprocess_workers
+    embedding_token_bytes, kv_token_bytes : float
+        A visual token as it leaves the encoder, and a token in the cache of all layers [bytes].
+    rules, capacity, request_s, preprocess_workers, kv_layers
         As in `Service`.
     """
 
@@ -120,6 +136,9 @@ class LinearService:
     patch_s: float = 0.0
     pixel_s: float = 0.0
     visual_tokens_per_pixel: float = 1 / 784
+    embedding_token_bytes: float = 0.0
+    kv_token_bytes: float = 0.0
+    kv_layers: int = 1
     rules: tuple[ReadRule, ...] = (ReadRule(),)
     capacity: Capacity = Capacity(
         kv_blocks=1 << 20, block_tokens=16, chunk_tokens=8192, max_sequences=1024, encoder_tokens=8192
@@ -155,3 +174,16 @@ class LinearService:
         """Return the time of one CPU worker for an item."""
         del cost
         return item.width * item.height * self.pixel_s
+
+    def kv_bytes(self, tokens: int, items: Sequence[MediaCost] = ()) -> float:
+        """Return the cache of a sequence of so many tokens."""
+        del items
+        return tokens * self.kv_token_bytes
+
+    def embedding_bytes(self, cost: MediaCost) -> float:
+        """Return what leaves the encoder for an item."""
+        return cost.visual_tokens * self.embedding_token_bytes
+
+    def pixel_bytes(self, cost: MediaCost) -> float:
+        """Return the pixels of an item as they leave the CPU."""
+        return float(cost.resized_pixels * CHANNELS * PIXEL_BYTES)

@@ -11,11 +11,11 @@ from costmodel import DoesNotFit, Image, Parallelism, Precision, Unsupported, Vi
 from costmodel.base import Array
 from costmodel.layers import CrossAttentionSpec
 from costmodel.media import MediaTotals, n_frames
-from costmodel.memory import memory
+from costmodel.memory import Part, kept_bytes, memory
 from costmodel.models import MediaCost, MediaRule
 from costmodel.recurrent import RecurrentSpec
 from costmodel.step import ReadClass, StepModel
-from costmodel.units import UNBOUNDED
+from costmodel.units import CHANNELS, PIXEL_BYTES, UNBOUNDED
 from simulator.request import Media
 from simulator.service import NO_CAP, Capacity, Chunk, ReadRule
 from simulator.serving_plan import ServingPlan
@@ -61,16 +61,20 @@ class StepService:
 
     @staticmethod
     def of(plan: ServingPlan) -> StepService:
-        """Return the service of a plan's first pool.
+        """Return the service of a plan's first pool; see `of_pool`."""
+        return StepService.of_pool(plan, plan.pools[0])
+
+    @staticmethod
+    def of_pool(plan: ServingPlan, pool: Pool) -> StepService:
+        """Return the service of one pool of a plan: its device holds the parts of the model that its stages need.
 
         Raises
         ------
         Unsupported
             If the plan has techniques, or the model caches what these sums cannot say.
         DoesNotFit
-            If weights leave no room for a cache.
+            If weights do not fit, or leave no room for a cache where the pool runs the language model.
         """
-        pool = plan.pools[0]
         if plan.techniques:
             raise Unsupported(f"technique {plan.techniques[0].name!r} is not simulated yet; leave techniques out")
         model = StepModel.of(
@@ -145,6 +149,32 @@ class StepService:
         images, videos = ((), (item,)) if isinstance(item, Video) else ((item,), ())
         return self.model.preprocess_s(self.model.media(images, videos))
 
+    # What moves between pools
+
+    @property
+    def kv_layers(self) -> int:
+        """Layers that hand over their part of the cache one by one."""
+        return self.model.structure.n_layers("decode")
+
+    def kv_bytes(self, tokens: int, items: Sequence[MediaCost] = ()) -> float:
+        """Return the cache of a sequence of so many tokens, pictures included, on all devices together [bytes]."""
+        visual = float(sum(item.visual_tokens for item in items))
+        cross = float(sum(item.cross_tokens for item in items))
+        held = ((entry, entry.kept_prompt(visual, tokens - visual, cross)) for entry in self.model.structure.kv)
+        tp = self.model.query.parallelism.tp
+        return float(sum(tp * kept_bytes(entry, kept, tp) for entry, kept in held))
+
+    def embedding_bytes(self, cost: MediaCost) -> float:
+        """Return what leaves the encoder for an item: with DeepStack several vectors a token [bytes]."""
+        spec = self.model.query.model
+        outputs = 1 if spec.adapter is None else spec.adapter.outputs
+        vectors = cost.visual_tokens * outputs + cost.cross_tokens
+        return vectors * spec.decoder.width * self.model.structure.encoder_widths.state_bytes
+
+    def pixel_bytes(self, cost: MediaCost) -> float:
+        """Return the pixels of an item as they leave the CPU [bytes]."""
+        return float(cost.resized_pixels * CHANNELS * PIXEL_BYTES)
+
 
 def _rule(model: StepModel, read: ReadClass) -> ReadRule:
     """Return a read class as a rule of the context alone.
@@ -183,6 +213,13 @@ def _window(model: StepModel, segment: int) -> float | None:
     return float(spec.window)
 
 
+def parts_of(pool: Pool) -> tuple[Part, ...]:
+    """Return the parts of a model that the devices of a pool hold."""
+    language = {"prefill", "decode"} & set(pool.stages)
+    held: dict[Part, bool] = {"vision": "encode" in pool.stages, "language": bool(language)}
+    return tuple(part for part, is_held in held.items() if is_held)
+
+
 def _capacity(model: StepModel, pool: Pool) -> Capacity:
     """Return what a worker has room for, with the engine's defaults for the device."""
     device, engine = model.hardware, model.query.engine
@@ -196,8 +233,9 @@ def _capacity(model: StepModel, pool: Pool) -> Capacity:
         precision=model.query.precision,
         parallelism=model.query.parallelism,
     )
-    held = memory(query, device)
-    if not held.kv_blocks:
+    parts = parts_of(pool)
+    held = memory(query, device, parts=parts)
+    if not held.kv_blocks and ("language" in parts or not held.fits):
         what = f"{model.query.model.name} with a prompt of {budget} tokens on {device.name}"
         raise DoesNotFit(what, required_bytes=held.peak_bytes, available_bytes=held.usable_bytes)
     return Capacity(

@@ -215,18 +215,16 @@ def preset(
         raise ValueError("rate=None needs concurrency, or arrivals='burst'; give a rate in requests a second")
     lengths, times = (np.random.default_rng([seed, part]) for part in (0, 1))
     drawn = PRESETS[name].draw(n, lengths)
-    if concurrency:
-        return requests_of(
-            np.zeros(n),
-            drawn.text,
-            drawn.output,
-            items=drawn.items,
-            concurrency=concurrency,
-            name=name,
-            links=drawn.links,
-        )
-    arrival_s = arrival_times(arrivals, rate or 1.0, n, times)
+    arrival_s = np.zeros(n) if concurrency else arrival_times(arrivals, rate or 1.0, n, times)
     after = drawn.links.get("after")
     if after is not None and drawn.think_s is not None:  # sessions begin at the rate; their later turns follow
         arrival_s = np.where(after < 0, arrival_s, drawn.think_s)
-    return requests_of(arrival_s, drawn.text, drawn.output, items=drawn.items, name=name, links=drawn.links)
+    return requests_of(
+        arrival_s,
+        drawn.text,
+        drawn.output,
+        items=drawn.items,
+        concurrency=concurrency,
+        name=name,
+        links=drawn.links,
+    )

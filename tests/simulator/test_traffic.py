@@ -131,6 +131,16 @@ def test_a_closed_loop_never_has_more_in_the_system():
     assert max(inside) == 7
 
 
+def test_users_of_a_closed_loop_may_hold_conversations():
+    requests = traffic.preset("text-chat", None, 50, 0, concurrency=3)
+    later = requests.after >= 0
+    assert requests.concurrency == 3
+    assert (requests.arrival_s[~later] == 0).all()
+    assert (requests.arrival_s[later] > 0).all()  # a user still thinks between the turns
+    assert (requests.priority == 0).all()
+    assert np.isinf(requests.patience_s).all()
+
+
 # Files
 
 
@@ -182,6 +192,10 @@ def test_real_traces_run(shared_data, name):
         ({"parent": [1, -1]}, "must name an earlier request"),
         ({"output": [5, 0]}, "output_tokens must be at least 1"),
         ({"max_output_tokens": [4, 5]}, "must be output_tokens or more"),
+        ({"priority": [0, -1]}, "priority must be 0"),
+        ({"patience_s": [0.0, 1.0]}, "patience_s must be positive"),
+        ({"patience_s": [np.nan, 1.0]}, "patience_s must be positive"),
+        ({"patience_s": [1.0]}, "patience_s has 1 rows"),
         (
             {"items": Items(np.array([0, 1, 1]), np.zeros(1, int), np.zeros(1, int), np.array([9]), (Image(28, 28),))},
             "rise",
