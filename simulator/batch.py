@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from simulator.batching import Decision
 from simulator.decoding import DecodeSet
+from simulator.encode_duty import EncodeDuty
 from simulator.encoder import Encoder, Plan
 from simulator.kv_cache import KvCache
+from simulator.ordering import Queue, queue_of
+from simulator.received import Received
 from simulator.resolve import Resolved
 from simulator.service import Chunk, ReadRule
 
@@ -29,6 +33,8 @@ class Limits:
         Embeddings that a step may encode, and that the cache holds.
     prefix_caching : bool
         Whether prompts that start alike share blocks.
+    encode_items : int or None
+        Most items of a forward pass for other workers.
     """
 
     token_budget: int
@@ -39,6 +45,7 @@ class Limits:
     encoder_cache_tokens: int
     long_prefill_tokens: int = 0
     prefix_caching: bool = True
+    encode_items: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no engine starts with."""
@@ -54,29 +61,84 @@ class Limits:
             raise ValueError(f"long_prefill_tokens={self.long_prefill_tokens} must be 0 (no limit) or more")
 
 
-class Batch:
-    """Waiting and running requests, and the step that is being formed."""
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """What a worker does itself.
 
-    def __init__(self, resolved: Resolved, limits: Limits, rules: tuple[ReadRule, ...]) -> None:
+    Parameters
+    ----------
+    encodes, prefills, decodes : bool
+        Whether it encodes the pictures of its own prompts, computes prompts, generates.
+    """
+
+    encodes: bool = True
+    prefills: bool = True
+    decodes: bool = True
+
+
+EVERYTHING = Roles()
+
+
+class Batch:
+    """Waiting and running requests, and the step that is being formed.
+
+    Parameters
+    ----------
+    resolved : Resolved
+    limits : Limits
+    rules : tuple of ReadRule
+        What decode attention reads.
+    roles : Roles
+        What the worker does itself; prompts of one that does not decode are handed over.
+    key : callable or None
+        Order of the queue by request; None is first come, first served.
+    duty : EncodeDuty or None
+        What it encodes for others.
+    """
+
+    def __init__(
+        self,
+        resolved: Resolved,
+        limits: Limits,
+        rules: tuple[ReadRule, ...],
+        *,
+        roles: Roles = EVERYTHING,
+        key: Callable[[int], float] | None = None,
+        duty: EncodeDuty | None = None,
+    ) -> None:
         self.resolved = resolved
         self.limits = limits
-        self.kv = KvCache(limits.kv_blocks, resolved.leaves() if limits.prefix_caching else {})
-        self.encoder = Encoder(resolved, limits.encoder_budget, limits.encoder_cache_tokens)
+        self.roles = roles
+        self.key = key
+        self.duty = duty
+        self.kv = KvCache(limits.kv_blocks, resolved.leaves() if limits.prefix_caching and roles.prefills else {})
+        self.encoder: Encoder | Received = (
+            Encoder(resolved, limits.encoder_budget, limits.encoder_cache_tokens)
+            if roles.encodes
+            else Received(resolved, limits.encoder_cache_tokens)
+        )
         self.decode = DecodeSet(rules, limits.block_tokens)
-        self.queue: deque[int] = deque()
+        self.queue: Queue = queue_of(key)
         self.running: dict[int, None] = {}  # in order of admission
         self.started: dict[int, int] = {}  # running requests whose prompt is not computed -> tokens that are
         self.target: dict[int, int] = {}  # preempted requests -> tokens to compute before the next one is generated
         self.left: dict[int, int] = {}  # preempted requests -> tokens that they have still to generate
         self.preempted: list[int] = []  # in this step
+        self.returned: list[int] = []  # preempted in this step, whose embeddings must come again
         self.admitted: list[tuple[int, int]] = []  # in this step, and the prompt tokens that were cached
         self.paused: list[tuple[int, int, int]] = []  # sequences without budget in this step: request, context, steps
         self.chunks: list[Chunk] = []
         self.owners: list[int] = []  # of the chunks
         self.finishing: list[int] = []  # prompts that end in this step
+        self.landed: deque[tuple[int, int, int]] = deque()  # computed elsewhere: request, its tokens, steps to go
+        self.joined: list[int] = []  # of those, the ones that join this step
+        self.handed: dict[int, int] = {}  # prompts that are computed and wait to be sent -> tokens
+        self.promised: dict[int, int] = {}  # requests whose KV is coming or here -> blocks that they may need
+        self.promised_blocks = 0
         self.decodes = False
         self.ended_decoding = 0
         self._has_items = bool(resolved.item_start)
+        self._from_others = duty is not None  # whether there may be anything
         self._reserved = False  # whether this step's blocks of the decoding sequences are taken
 
     # What a policy sees
@@ -103,8 +165,10 @@ class Batch:
         if self.chunks:
             self.chunks, self.owners, self.finishing, self.admitted = [], [], [], []
         if self.preempted:
-            self.preempted = []
+            self.preempted, self.returned = [], []
         self.decodes = self._reserved = False
+        if self._from_others:
+            self._take_from_others()
         if self._has_items and (self.queue or self.started):
             self.encoder.open_step()
         budget = self.limits.token_budget
@@ -126,7 +190,7 @@ class Batch:
         decode = self.decode
         need = decode.new_blocks()
         while need > self.kv.free:
-            self._preempt(next(reversed(self.running)))
+            self._preempt(self._victim())
             need = decode.new_blocks()
         if decode.size:
             if need:
@@ -179,7 +243,7 @@ class Batch:
         block = self.limits.block_tokens
         need = -(-(start + tokens) // block) + -start // block
         while need > self.kv.free:
-            last = next(reversed(self.running))
+            last = self._victim()
             self._preempt(last)
             if last == request:
                 return 0
@@ -243,7 +307,70 @@ class Batch:
             self._add(request, start, tokens, plan)
             budget -= tokens
 
+    # From other workers, and to them
+
+    def blocks_for(self, request: int) -> int:
+        """Return the blocks that a request computed elsewhere needs here, beyond which it is not preempted.
+
+        A worker that cannot compute prompts could not bring a preempted sequence back, so all tokens that the client
+        may get are counted (EPDServe checks the longest answer); others take what is there.
+        """
+        tokens = self.resolved.prompt_tokens[request]
+        if not self.roles.prefills:
+            tokens += int(self.resolved.requests.max_output_tokens[request])
+        return -(-tokens // self.limits.block_tokens)
+
+    @property
+    def unpromised(self) -> int:
+        """Blocks for requests that are computed elsewhere."""
+        return self.kv.free if self.roles.prefills else self.kv.blocks - self.promised_blocks
+
+    def promise(self, request: int) -> None:
+        """Take the room of a request that comes from elsewhere."""
+        blocks = self.promised[request] = self.blocks_for(request)
+        self.promised_blocks += blocks
+        self.kv.take(-(-self.resolved.prompt_tokens[request] // self.limits.block_tokens))
+
+    def land(self, request: int, steps: int) -> None:
+        """Take in a prompt whose KV is here; it joins with the next step."""
+        self._from_others = True
+        self.landed.append((request, self.resolved.prompt_tokens[request], steps))
+
+    def break_promise(self, request: int) -> None:
+        """Give back the room of a request that does not come."""
+        self.promised_blocks -= self.promised.pop(request)
+        self.kv.give(-(-self.resolved.prompt_tokens[request] // self.limits.block_tokens))
+
+    def _take_from_others(self) -> None:
+        """Take in what other workers have asked to be encoded, and what they have computed."""
+        if self.duty is not None:
+            self.duty.form()
+        if self.landed:
+            self._join_landed()
+
+    def _join_landed(self) -> None:
+        self.joined = []
+        while self.landed and len(self.running) < self.limits.max_sequences:
+            request, tokens, steps = self.landed.popleft()
+            self.running[request] = None
+            self.decode.join(request, tokens + 1, steps)
+            self.joined.append(request)
+
+    def sent(self, request: int) -> None:
+        """Free the blocks of a prompt that is where it decodes."""
+        tokens = self.handed.pop(request)
+        self._release(request, tokens, -(-tokens // self.limits.block_tokens))
+
     # Leaving
+
+    def _victim(self) -> int:
+        """Return who makes room: the request that was admitted last, or, by key, the last of the order.
+
+        Those that are in the step already stay there.
+        """
+        if self.key is None:
+            return next(reversed(self.running))
+        return max((request for request in reversed(self.running) if request not in self.owners), key=self.key)
 
     def _preempt(self, request: int) -> None:
         """Take a running request back to the head of the queue: what it has computed is computed again."""
@@ -265,8 +392,21 @@ class Batch:
         self._release(request, tokens, held)
         self.encoder.forget(request)
         del self.running[request]
-        self.queue.appendleft(request)
+        if self.promised:
+            self._keep_promise(request)
+        if self.roles.encodes or not self._has(request):
+            self.queue.appendleft(request)
+        else:
+            self.returned.append(request)
         self.preempted.append(request)
+
+    def _has(self, request: int) -> bool:
+        """Return whether a request has pictures."""
+        first = self.resolved.first_item
+        return first[request + 1] > first[request]
+
+    def _keep_promise(self, request: int) -> None:
+        self.promised_blocks -= self.promised.pop(request, 0)
 
     def _release(self, request: int, tokens: int, held: int) -> None:
         kv = self.kv
@@ -281,6 +421,41 @@ class Batch:
         self._release(request, tokens, -(-tokens // self.limits.block_tokens))
         del self.running[request]
         self.target.pop(request, None)
+        if self.promised:
+            self._keep_promise(request)
+
+    def take_out(self, request: int) -> None:
+        """Take out a request, between two steps, wherever it is."""
+        block = self.limits.block_tokens
+        self.encoder.forget(request)
+        if request in self.started:
+            tokens = self.started.pop(request)
+            self._release(request, tokens, -(-tokens // block))
+            del self.running[request]
+        elif request in self.decode.offset:
+            self.leave(request, self.decode.leave(request)[0])
+        elif request in self.handed:
+            self.sent(request)
+        elif any(entry[0] == request for entry in self.landed):
+            self.landed = deque(entry for entry in self.landed if entry[0] != request)
+            self.break_promise(request)
+        elif request in self.queue:
+            self.queue.remove(request)
+        self.target.pop(request, None)
+        self.left.pop(request, None)
+
+    def audit(self) -> Iterator[str]:
+        """Yield what does not add up in the caches once all requests have ended."""
+        yield from self.kv.audit()
+        yield from self.encoder.cache.audit()
+        if isinstance(self.encoder, Received):
+            yield from self.encoder.audit()
+        if self.promised or self.promised_blocks or self.handed:
+            yield f"{len(self.promised)} promises and {len(self.handed)} computed prompts are left"
+        if self.duty is not None:
+            yield from self.duty.cache.audit()
+            if self.duty.cache.referenced or self.duty.queue:
+                yield f"{self.duty.cache.referenced} embeddings of outputs are held by nobody"
 
     # The end of a step
 
@@ -324,8 +499,11 @@ class Batch:
         """Let a request whose prompt is computed decode, or end if one token is all."""
         tokens = self.target.get(request) or self.resolved.prompt_tokens[request]
         left = (self.left.pop(request, 0) or self.resolved.output_tokens[request]) - 1
-        if left:
+        if left and self.roles.decodes:
             self.decode.join(request, tokens + 1, left)
+        elif left:
+            del self.running[request]
+            self.handed[request] = tokens
         else:
             ended.append(request)
             self.leave(request, tokens)

@@ -41,8 +41,8 @@ class EncoderCache:
         return tokens <= self.free + self.reclaimable
 
     def put(self, content: int, tokens: int) -> None:
-        """Add an entry with one reference; whoever calls has checked that it fits."""
-        while self.free < tokens:
+        """Add an entry with one reference; whoever calls has checked that it fits, or lets the cache run over."""
+        while self.free < tokens and self.idle:
             oldest, size = self.idle.popitem(last=False)
             del self.entries[oldest]
             self.reclaimable -= size

@@ -3,48 +3,43 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
 
 import numpy as np
 
-from costmodel.units import PIXEL_BYTES
-from simulator.batch import Limits
+from simulator.batch import Batch, Limits, Roles
 from simulator.batching import batch_policy
 from simulator.clock import FIRST, Clock
-from simulator.cpu import Station, ahead
-from simulator.request import Requests, RequestView, State
+from simulator.cpu import ahead
+from simulator.encode_duty import EncodeDuty
+from simulator.flow import TOO_LONG, Flow
+from simulator.ordering import order_key
+from simulator.pool_run import PoolRun
+from simulator.request import ENDS, NONE, Requests, State
 from simulator.resolve import Resolved, resolve
-from simulator.routing import router
 from simulator.service import Service
 from simulator.serving_plan import Policies, ServingPlan
 from simulator.steplog import pooled
 from simulator.tape import Tape
-from simulator.topology import Pool
-from simulator.trace import Trace
+from simulator.topology import STAGES, Pool, Stage, encoders_for_others
+from simulator.trace import LinkTrace, PoolTrace, Trace
+from simulator.transfer import Room
 from simulator.worker import Inbox, Worker
 
-CHANNELS = 3
-"""Values of a pixel."""
 REPORT_EVERY = 1024
 """Ended requests between two calls of `progress`."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerLoad:
-    """What a router sees of a worker."""
-
-    waiting: int
-    running: int
-    tokens: int
+LEFT: Final = "the client gave up"
+NO_WORKER: Final = "no worker of its pool came back"
+Services = Service | Mapping[str, Service]
 
 
 def simulate(
     plan: ServingPlan,
     requests: Requests,
     *,
-    service: Service | None = None,
+    service: Services | None = None,
     seed: int = 0,
     leaps: bool = True,
     progress: Callable[[int], None] | None = None,
@@ -57,8 +52,8 @@ def simulate(
         How they are served.
     requests : Requests
         What comes; see `simulator.traffic`.
-    service : Service, optional
-        How long things take, in place of the cost model.
+    service : Service or mapping of str to Service, optional
+        How long things take, in place of the cost model; one for all pools, or one by pool.
     seed : int
         Seed of policies that draw; those here do not.
     leaps : bool
@@ -70,127 +65,286 @@ def simulate(
     -------
     Trace
         What happened, as columns.
+
+    Raises
+    ------
+    ValueError
+        If no pool of the plan runs what the requests need.
     """
     started = time.perf_counter(), time.process_time()
-    _ = plan.topology
+    topology = plan.topology
+    _check_stages(plan, requests)
     if service is None:
         from simulator.step_service import StepService
 
-        service = StepService.of(plan)
+        service = {pool.name: StepService.of_pool(plan, pool) for pool in topology.pools}
     run = Simulation(plan, requests, service, leaps=leaps, progress=progress)
     run.run()
     return run.trace(seed, time.perf_counter() - started[0], time.process_time() - started[1])
 
 
-def limits_of(pool: Pool, policies: Policies, service: Service, largest_item: int) -> Limits:
-    """Return the settings of a pool's workers: the pool's own, else those of policy, engine and device."""
+def _check_stages(plan: ServingPlan, requests: Requests) -> None:
+    """Refuse traffic for which the plan has no pool."""
+    counts = requests.n_items
+    topology = plan.topology
+    for media, there in ((True, bool((counts > 0).any())), (False, bool((counts == 0).any()))):
+        what = "with pictures" if media else "without pictures"
+        if there and not any(pool.takes(media=media) for pool in topology.running("prefill")):
+            raise ValueError(f"requests {what} are taken by no pool that prefills; change serves of one")
+        needed: tuple[Stage, ...] = ("preprocess", "encode") if media and there else ()
+        for stage in needed:
+            if not topology.running(stage):
+                raise ValueError(f"stage {stage!r} is run by no pool, and requests {what} need it; add it to one")
+
+
+def limits_of(
+    pool: Pool, policies: Policies, service: Service, *, largest_item: int, largest_request: int, sends: bool
+) -> Limits:
+    """Return the settings of a pool's workers: the pool's own, else those of policy, engine and device.
+
+    Parameters
+    ----------
+    largest_item, largest_request : int
+        Embeddings of the largest item, and of all items of the largest request.
+    sends : bool
+        Whether it encodes for other pools.
+    """
     capacity = service.capacity
     policy_budget = batch_policy(policies.batch).token_budget
     max_sequences = pool.max_batch or capacity.max_sequences
     budget = pool.token_budget or policy_budget or max(capacity.chunk_tokens, max_sequences)
     encoder = max(pool.encoder_budget_tokens or capacity.encoder_tokens, largest_item)
+    receives = pool.runs("prefill") and not pool.runs("encode")
+    least = largest_request if receives or sends else largest_item
     return Limits(
         token_budget=budget,
         max_sequences=max_sequences,
-        kv_blocks=capacity.kv_blocks,
+        kv_blocks=max(1, capacity.kv_blocks),
         block_tokens=capacity.block_tokens,
         encoder_budget=encoder,
-        encoder_cache_tokens=encoder,
+        encoder_cache_tokens=max(pool.encoder_cache_tokens or encoder, least),
         long_prefill_tokens=pool.long_prefill_tokens,
         prefix_caching=policies.prefix_caching,
+        encode_items=pool.encode_items,
     )
 
 
-class Simulation:
-    """One run: arrivals, preprocessing and workers on one clock.
+class Alone:
+    """Hooks of a worker that does everything: it tells only of ends."""
 
-    Where no arrival depends on an answer, what happens before the workers is known beforehand and needs no events.
+    def __init__(self, on_end: Callable[[int], None]) -> None:
+        self.on_end = on_end
+
+    def ended(self, request: int, worker: Worker) -> None:
+        """Take a request that has its last token."""
+        del worker
+        self.on_end(request)
+
+    def prefilled(self, request: int, worker: Worker) -> None:
+        """Nothing is handed over."""
+
+    encoded = needs_embeddings = prefilled
+
+    def chunk(self, request: int, tokens: int, worker: Worker) -> None:
+        """Nothing is sent."""
+
+    def has_room(self, worker: Worker) -> None:
+        """Nobody waits for room."""
+
+
+class Simulation:
+    """One run: arrivals, and the pools that they go through, on one clock.
+
+    Where no arrival depends on an answer and one pool does everything, what happens before its workers is known
+    beforehand and needs no events.
     """
 
     def __init__(
         self,
         plan: ServingPlan,
         requests: Requests,
-        service: Service,
+        services: Services,
         *,
         leaps: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        pool = plan.pools[0]
-        self.plan, self.requests, self.service, self.pool = plan, requests, service, pool
+        self.plan, self.requests, self.leaps = plan, requests, leaps
         self.progress = progress
         self.clock = Clock()
-        self.resolved: Resolved = resolve(requests, service)
-        self.limits = limits_of(pool, plan.policies, service, max(self.resolved.item_embeds, default=0))
         self.tape = Tape(requests)
-        self.router = router(plan.policies.router)
-        self.station = Station(self.clock, pool.preprocess_workers or service.preprocess_workers, self._enqueue)
-        self.processed = ProcessorCache(pool.processor_cache_bytes)
+        pools = plan.topology.pools
+        by_pool = services if isinstance(services, Mapping) else {pool.name: services for pool in pools}
+        first = next(pool for pool in pools if pool.runs("prefill"))
+        self.service = by_pool[first.name]
+        self.resolved: Resolved = resolve(requests, self.service)
         self.n_ended = 0
-        self.next_closed = min(requests.concurrency, len(requests))
         self.followers = _followers(requests)
+        self.first_ones = iter(np.flatnonzero(requests.after < 0).tolist())  # those that wait for nobody, in order
+        self.conversation, self.unfinished = _conversations(requests)
         self.is_open = not requests.concurrency and not self.followers
-        ready = self._ready_ahead() if self.is_open else ([], [])
-        alone = pool.workers == 1
-        policy = batch_policy(plan.policies.batch)
-        self.workers = [
-            Worker(
-                self.clock,
-                i,
-                resolved=self.resolved,
-                service=service,
-                policy=policy,
-                limits=self.limits,
-                tape=self.tape,
-                on_end=self._ended,
-                leaps=leaps,
-                inbox=Inbox(*ready) if alone else None,
+        patient = bool(np.isinf(requests.patience_s).all())
+        self.plain = self.is_open and patient and len(pools) == 1 and set(pools[0].stages) == set(STAGES)
+        self.plain = self.plain and pools[0].workers == 1 and plan.policies.admission == "all"
+        self.runs = [self._pool_run(pool, by_pool[pool.name]) for pool in pools]
+        self.flow = Flow(self.clock, plan, self.runs, resolved=self.resolved, tape=self.tape, on_end=self._ended)
+        self.workers: list[Worker] = []
+        inbox = self._ready_ahead(self.runs[0]) if self.plain else None
+        for run in self.runs:
+            for slot in range(run.pool.workers):
+                self.add_worker(run, slot, inbox)
+
+    def _pool_run(self, pool: Pool, service: Service) -> PoolRun:
+        r = self.resolved
+        sends = pool.name in [other.name for other in encoders_for_others(self.plan.topology)]
+        limits = limits_of(
+            pool,
+            self.plan.policies,
+            service,
+            largest_item=max(r.item_embeds, default=0),
+            largest_request=_largest_request(r),
+            sends=sends,
+        )
+        seen = r if service is self.service else resolve(self.requests, service)
+        return PoolRun(
+            pool,
+            service,
+            limits,
+            policies=self.plan.policies,
+            resolved=seen,
+            clock=self.clock,
+            on_preprocessed=self._preprocessed,
+        )
+
+    def _preprocessed(self, request: int) -> None:
+        self.flow.preprocessed(request)
+
+    def add_worker(self, run: PoolRun, slot: int, inbox: Inbox | None = None) -> Worker:
+        """Add a worker to a pool."""
+        pool, topology = run.pool, self.plan.topology
+        layerwise = any(link.layerwise and link.source == pool.name for link in topology.links)
+        worker = Worker(
+            self.clock,
+            len(self.workers),
+            resolved=self.resolved,
+            service=run.service,
+            policy=batch_policy(self.plan.policies.batch),
+            limits=run.limits,
+            tape=self.tape,
+            hooks=Alone(self._ended) if self.plain else self.flow,
+            build=partial(self._batch, run),
+            leaps=self.leaps,
+            inbox=inbox,
+            layerwise=layerwise and not pool.runs("decode"),
+            plain=self.plain,
+        )
+        self.workers.append(worker)
+        run.workers.append(worker)
+        run.rooms.append(Room(lambda: worker.batch.unpromised))
+        self.flow.places.append((run, slot))
+        return worker
+
+    def _batch(self, run: PoolRun) -> Batch:
+        """Return an empty batch of a pool's worker."""
+        pool, limits, policies = run.pool, run.limits, self.plan.policies
+        duty = None
+        if run in self.flow.encoders:
+            duty = EncodeDuty(
+                self.resolved,
+                budget=limits.encoder_budget,
+                room=limits.encoder_cache_tokens,
+                most_items=limits.encode_items,
+                key=self._item_key(policies.encode_order),
+                urgent=self.flow.urgent,
             )
-            for i in range(pool.workers)
-        ]
-        self._feed = iter(()) if alone else iter(list(zip(*ready, strict=True)))
+        batch = Batch(
+            self.resolved,
+            limits,
+            run.service.rules,
+            roles=Roles(pool.runs("encode"), pool.runs("prefill"), pool.runs("decode")),
+            key=self._request_key(run, policies.order),
+            duty=duty,
+        )
+        self._let_pull(run, batch)
+        return batch
+
+    def _let_pull(self, run: PoolRun, batch: Batch) -> None:
+        """Let a worker ask for embeddings only while little waits there, where its link pulls."""
+        links = [link for link in self.plan.links if link.target == run.pool.name and link.mode == "pull"]
+        if not links or batch.roles.encodes or not batch.roles.prefills:
+            return
+        most = min(link.pull_below for link in links) * run.limits.kv_blocks * run.limits.block_tokens
+        encoder, prompt = batch.encoder, self.resolved.prompt_tokens
+        free = encoder.room.free  # type: ignore[union-attr]
+
+        def willing() -> float:
+            waiting = sum(prompt[request] for request in batch.queue)
+            return free() if not waiting or waiting < most else -1.0
+
+        encoder.room.free = willing  # type: ignore[union-attr]
+
+    def _request_key(self, run: PoolRun, order: str) -> Callable[[int], float] | None:
+        key = order_key(order)
+        return None if key is None else lambda request: key(self.flow.view(request, run))
+
+    def _item_key(self, order: str) -> Callable[[int], float] | None:
+        key = order_key(order)
+        owner = self.resolved.item_request
+        return None if key is None else lambda item: key(self.flow.view(owner[item], self.runs[0]))
 
     def run(self) -> None:
         """Let everything happen."""
         requests = self.requests
-        if self.is_open:
-            self._feed_next()
-        else:
-            first = range(self.next_closed) if requests.concurrency else np.flatnonzero(requests.after < 0).tolist()
-            for request in first:
-                self._expect(request, float(requests.arrival_s[request]))
+        if self.plain:
+            self.clock.run()
+            return
+        for _ in range(requests.concurrency):
+            self._next_user(0.0)
+        if not requests.concurrency:
+            self._feed()
         self.clock.run()
+        while self.flow.parked:  # nobody will come back
+            self.flow.parked.clear()
+            for request in range(len(requests)):
+                if self.tape.state[request] not in ENDS and not np.isnan(self.tape.arrival_s[request]):
+                    self.flow.leave(request, State.FAILED, NO_WORKER)
+            self.clock.run()
 
     # Arrivals that are known
 
-    def _ready_ahead(self) -> tuple[list[int], list[float]]:
-        """Return all requests in the order in which they reach the workers, and when [s]."""
+    def _ready_ahead(self, run: PoolRun) -> Inbox:
+        """Return all requests in the order in which they reach the worker, and when [s]."""
         requests, tape = self.requests, self.tape
         tape.times["arrival_s"][:] = requests.arrival_s
         tokens = np.array(self.resolved.prompt_tokens, dtype=np.int64) + requests.max_output_tokens
-        fits = tokens <= self.limits.kv_blocks * self.limits.block_tokens
+        fits = tokens <= run.limits.kv_blocks * run.limits.block_tokens
         for request in np.flatnonzero(~fits).tolist():
-            tape.move(request, State.REJECTED)
+            tape.end(request, State.REJECTED, TOO_LONG, float(requests.arrival_s[request]))
             self.n_ended += 1
         order, times = np.flatnonzero(fits).tolist(), (requests.arrival_s[fits] + self.service.request_s).tolist()
-        if not self.resolved.preprocess_s.any():
-            return order, times
-        tasks = [self._tasks(request) for request in order]
-        self.station.busy_s = float(sum(sum(some) for some in tasks))
-        done, rank = ahead(times, tasks, self.station.servers)
-        return [order[i] for i in rank], [done[i] for i in rank]
+        if not self.resolved.preprocess_s.any() or run.station is None:
+            return Inbox(order, times)
+        tasks = [run.tasks(request) for request in order]
+        for request, some in zip(order, tasks, strict=True):
+            if some:
+                tape.move(request, State.PREPROCESSING)
+                tape.preprocess_s[request] = sum(some)
+        run.station.busy_s = float(sum(sum(some) for some in tasks))
+        done, rank = ahead(times, tasks, run.station.servers)
+        return Inbox([order[i] for i in rank], [done[i] for i in rank])
 
-    def _feed_next(self) -> None:
-        """Wait for the next known request of several workers."""
-        following = next(self._feed, None)
-        if following is not None:
-            self.clock.at(following[1], lambda _: self._fed(following[0]), FIRST)
+    # Arrivals on the clock
+
+    def _feed(self) -> None:
+        """Wait for the next request that comes by itself; only one is on the clock."""
+        request = next(self.first_ones, NONE)
+        if request != NONE:
+            time_s = float(self.requests.arrival_s[request])
+            self.tape.arrival_s[request] = time_s
+            self.clock.at(time_s + self.service.request_s, lambda _: self._fed(request), FIRST)
 
     def _fed(self, request: int) -> None:
-        self._enqueue(request)
-        self._feed_next()
-
-    # Arrivals that depend on answers
+        self._feed()
+        self._arrive(request)
 
     def _expect(self, request: int, time_s: float) -> None:
         """Let one request arrive at a time [s]."""
@@ -199,53 +353,17 @@ class Simulation:
 
     def _arrive(self, request: int) -> None:
         """Take in a request that the host has handed over."""
-        tokens = self.resolved.prompt_tokens[request] + int(self.requests.max_output_tokens[request])
-        if tokens > self.limits.kv_blocks * self.limits.block_tokens:
-            self.tape.move(request, State.REJECTED)
-            self._ended(request)
-            return
-        tasks = self._tasks(request)
-        if tasks:
-            self.station.submit(request, tasks)
-        else:
-            self._enqueue(request)
+        patience = float(self.requests.patience_s[request])
+        if patience < np.inf:
+            end_s = max(self.clock.now, self.tape.arrival_s[request] + patience)
+            self.clock.at(end_s, lambda _: self.flow.leave(request, State.CANCELLED, LEFT))
+        self.flow.arrive(request)
 
-    def _tasks(self, request: int) -> list[float]:
-        """Return what the CPU has to do for the pictures that the processor cache lacks [s]."""
-        resolved, tasks = self.resolved, list[float]()
-        for item in range(resolved.first_item[request], resolved.first_item[request + 1]):
-            n_bytes = resolved.item_cost[item].resized_pixels * CHANNELS * PIXEL_BYTES
-            if not self.processed.use(resolved.item_content[item], n_bytes):
-                tasks.append(resolved.item_preprocess_s[item])
-        if not any(tasks):
-            return []
-        self.tape.move(request, State.PREPROCESSING)
-        self.tape.preprocess_s[request] = sum(tasks)
-        return tasks if self.pool.preprocess_by == "item" else [sum(tasks)]
-
-    def _enqueue(self, request: int) -> None:
-        """Give a request to a worker."""
-        index = 0
-        if len(self.workers) > 1:
-            index = self.router.route(self.view(request), self._loads())
-            self.tape.worker[request] = index
-        self.workers[index].enqueue(request)
-
-    def view(self, request: int) -> RequestView:
-        """Return what a policy may see of a request."""
-        first = self.resolved.first_item
-        return RequestView(
-            index=request,
-            arrival_s=self.tape.arrival_s[request],
-            prompt_tokens=self.resolved.prompt_tokens[request],
-            max_output_tokens=int(self.requests.max_output_tokens[request]),
-            n_items=first[request + 1] - first[request],
-        )
-
-    def _loads(self) -> Sequence[WorkerLoad]:
-        return [WorkerLoad(len(w.batch.queue), len(w.batch.running), w.load_tokens) for w in self.workers]
-
-    # Ends
+    def _next_user(self, now: float) -> None:
+        """Let the next conversation of a closed loop begin."""
+        request = next(self.first_ones, NONE)
+        if request != NONE:
+            self._expect(request, now + float(self.requests.arrival_s[request]))
 
     def _ended(self, request: int) -> None:
         """Let come what waited for this request to end."""
@@ -254,36 +372,53 @@ class Simulation:
             self.progress(self.n_ended)
         if self.is_open:
             return
-        for follower in self.followers.get(request, ()):
-            self._expect(follower, self.clock.now + float(self.requests.arrival_s[follower]))
-        if self.requests.concurrency and self.next_closed < len(self.requests):
-            request = self.next_closed
-            self.next_closed += 1
-            self._expect(request, self.clock.now + float(self.requests.arrival_s[request]))
+        now, following = self.clock.now, self.followers.get(request, ())
+        for follower in following:
+            self._expect(follower, now + float(self.requests.arrival_s[follower]))
+        conversation = self.conversation[request]
+        self.unfinished[conversation] -= 1
+        if self.requests.concurrency and not self.unfinished[conversation]:
+            self._next_user(now)
+
+    # What happened
 
     def trace(self, seed: int, wall_s: float, cpu_s: float) -> Trace:
         """Return what happened."""
-        audits = [line for w in self.workers for line in (*w.batch.kv.audit(), *w.batch.encoder.cache.audit())]
-        held = sum(w.batch.kv.blocks - w.batch.kv.free for w in self.workers)
+        audits = [f"worker {w.index}: {line}" for w in self.workers for line in w.batch.audit()]
+        audits += [f"{ends}: {line}" for ends, wire in self.flow.wires.items() for line in wire.audit()]
+        if self.flow.journeys:
+            audits.append(f"{len(self.flow.journeys)} requests are on their way for ever")
+        caches = [w.batch.encoder.cache for w in self.workers]
+        duties = [w.batch.duty.cache for w in self.workers if w.batch.duty is not None]
         return Trace(
             plan=self.plan,
             requests=self.requests,
             prompt_tokens=np.array(self.resolved.prompt_tokens, dtype=np.int64),
             columns=self.tape.columns,
+            reasons=self.tape.reasons,
             steps=tuple(w.log.table() for w in self.workers),
             itl=pooled([w.log for w in self.workers]),
-            limits=self.limits,
-            preprocess_workers=self.station.servers,
-            preprocess_busy_s=self.station.busy_s,
-            encoder_hits=sum(w.batch.encoder.cache.hits for w in self.workers),
-            encoder_misses=sum(w.batch.encoder.cache.misses for w in self.workers),
+            pools=tuple(self._pool_trace(run) for run in self.runs),
+            encoder_hits=sum(cache.hits for cache in (*caches, *duties)),
+            encoder_misses=sum(cache.misses for cache in (*caches, *duties)),
             evicted_blocks=sum(w.batch.kv.evicted for w in self.workers),
-            held_blocks=held,
+            held_blocks=sum(w.batch.kv.blocks - w.batch.kv.free for w in self.workers),
             faults=tuple(audits),
             seed=seed,
             wall_s=wall_s,
             cpu_s=cpu_s,
             events=self.clock.n_events,
+            links=tuple(LinkTrace(*ends, wire.sent_bytes, wire.busy_s) for ends, wire in self.flow.wires.items()),
+        )
+
+    def _pool_trace(self, run: PoolRun) -> PoolTrace:
+        return PoolTrace(
+            pool=run.pool,
+            limits=run.limits,
+            workers=tuple(worker.index for worker in run.workers),
+            rests=tuple(tuple(worker.rests) for worker in run.workers),
+            preprocess_workers=run.n_preprocess_workers if run.station is not None else 0,
+            preprocess_busy_s=0.0 if run.station is None else run.station.busy_s,
         )
 
 
@@ -295,27 +430,17 @@ def _followers(requests: Requests) -> dict[int, list[int]]:
     return found
 
 
-class ProcessorCache:
-    """Preprocessed pictures on the host, the one used last kept longest.
+def _conversations(requests: Requests) -> tuple[list[int], list[int]]:
+    """Return the first request of each request's conversation, and by first request how many there are."""
+    first = list(range(len(requests)))
+    for request, before in enumerate(requests.after.tolist()):
+        if before >= 0:
+            first[request] = first[before]
+    return first, np.bincount(first, minlength=len(requests)).tolist()
 
-    Parameters
-    ----------
-    most_bytes : float
-        Room [bytes].
-    """
 
-    def __init__(self, most_bytes: float) -> None:
-        self.free = most_bytes
-        self._held: OrderedDict[int, float] = OrderedDict()
-
-    def use(self, content: int, n_bytes: float) -> bool:
-        """Return whether a picture is there, and keep it from now on if there is room."""
-        if content in self._held:
-            self._held.move_to_end(content)
-            return True
-        while self.free < n_bytes and self._held:
-            self.free += self._held.popitem(last=False)[1]
-        if n_bytes <= self.free:
-            self._held[content] = n_bytes
-            self.free -= n_bytes
-        return False
+def _largest_request(resolved: Resolved) -> int:
+    """Return the embeddings of the request with most of them."""
+    before = np.concatenate([[0], np.cumsum(resolved.item_embeds, dtype=np.int64)])
+    first = np.array(resolved.first_item)
+    return int((before[first[1:]] - before[first[:-1]]).max(initial=0))

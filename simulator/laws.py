@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from costmodel.base import Array
-from simulator.request import State
+from simulator.request import ENDS, State
 from simulator.trace import Trace
 
 
@@ -32,13 +32,14 @@ def broken_laws(trace: Trace) -> Iterator[str]:
     yield from monotone_clock(trace)
     yield from cache_conservation(trace)
     yield from never_idle(trace)
+    yield from own_stages(trace)
     yield from tokens(trace)
 
 
 def conservation(trace: Trace) -> Iterator[str]:
-    """Every request arrives, and ends once: finished or rejected."""
+    """Every request arrives, and ends once: finished, or rejected, cancelled or failed with a reason."""
     state = trace.columns["state"]
-    lost = np.flatnonzero((state != State.FINISHED) & (state != State.REJECTED))
+    lost = np.flatnonzero(~np.isin(state, ENDS))
     if len(lost):
         names = ", ".join(f"{int(i)} {State(int(state[i])).name.lower()}" for i in lost[:3])
         yield f"conservation: {len(lost)} requests have no end ({names})"
@@ -47,22 +48,29 @@ def conservation(trace: Trace) -> Iterator[str]:
     done = trace.finished
     if np.isnan(trace.columns["finish_s"][done]).any() or not np.isnan(trace.columns["finish_s"][~done]).all():
         yield "conservation: a request has an end time and is not finished, or the reverse"
+    unsaid = [int(i) for i in np.flatnonzero(np.isin(state, ENDS) & ~done) if int(i) not in trace.reasons]
+    if unsaid:
+        yield f"conservation: {len(unsaid)} requests end without an answer and nobody says why ({unsaid[0]})"
 
 
 def causality(trace: Trace) -> Iterator[str]:
     """Nothing happens to a request before what it depends on."""
     columns, done = trace.columns, trace.finished
-    order = ("arrival_s", "queued_s", "scheduled_s", "first_token_s", "finish_s")
-    for before, after in itertools.pairwise(order):
+    ways = (
+        ("arrival_s", "queued_s", "scheduled_s", "first_token_s", "finish_s"),
+        ("arrival_s", "encoded_s", "first_token_s"),
+        ("first_token_s", "joined_s", "finish_s"),
+    )
+    for before, after in (pair for way in ways for pair in itertools.pairwise(way)):
         early = columns[after][done] < columns[before][done]
-        if early.any():
+        if early.any() and not (before == "encoded_s" and columns["preemptions"].any()):
             yield f"causality: {int(early.sum())} requests have {after} before {before}"
     several = done & (trace.output_tokens > 1)
     if (columns["finish_s"][several] <= columns["first_token_s"][several]).any() and _takes_time(trace):
         yield "causality: a second token comes with the first"
     follows = trace.requests.after
     late = np.flatnonzero(follows >= 0)
-    ends = columns["finish_s"][follows[late]]
+    ends = np.fmax(columns["finish_s"], columns["ended_s"])[follows[late]]
     if (columns["arrival_s"][late] < ends).any():
         yield "causality: a request arrives before the one that it follows has ended"
 
@@ -85,29 +93,46 @@ def cache_conservation(trace: Trace) -> Iterator[str]:
     yield from (f"cache conservation: {fault}" for fault in trace.faults)
     if trace.held_blocks:
         yield f"cache conservation: {trace.held_blocks} blocks are held by nobody"
-    for i, steps in enumerate(trace.steps):
-        used = steps["kv_used_blocks"]
-        if len(used) and (used.min() < 0 or used.max() > trace.limits.kv_blocks):
-            yield f"cache conservation: worker {i} uses {used.max():.0f} of {trace.limits.kv_blocks} blocks"
+    for pool in trace.pools:
+        for i in pool.workers:
+            used, blocks = trace.steps[i]["kv_used_blocks"], pool.limits.kv_blocks
+            if len(used) and (used.min() < 0 or used.max() > blocks):
+                yield f"cache conservation: worker {i} uses {used.max():.0f} of {blocks} blocks"
     cached = trace.columns["cached_tokens"]
     if (cached >= trace.prompt_tokens)[trace.finished].any() or (cached < 0).any():
         yield "cache conservation: a whole prompt comes out of the cache; its last token must be computed"
 
 
 def never_idle(trace: Trace) -> Iterator[str]:
-    """Between the steps of a worker nothing waits for it: without a running request, it admits whatever there is."""
+    """Between the steps of a worker nothing waits for it: without a running request, it admits whatever there is.
+
+    Where a worker rests, what it holds waits for another worker or for its own restart.
+    """
     columns = trace.columns
-    for i, steps in enumerate(trace.steps):
-        mine = trace.finished & (columns["worker"] == i)
-        queued, scheduled = np.sort(columns["queued_s"][mine]), np.sort(columns["scheduled_s"][mine])
-        for start_s, end_s in _gaps(steps):
-            middle = np.searchsorted(queued, end_s, side="left") - np.searchsorted(scheduled, end_s, side="left")
-            if middle.any():
-                yield f"never idle: worker {i} is idle from {start_s[middle != 0][0]} s while a request waits"
-        if len(steps["waiting"]):
-            idle = steps["start_s"][1:] > steps["end_s"][:-1]
-            if steps["waiting"][:-1][idle].any():
-                yield f"never idle: worker {i} stops while it holds requests"
+    for pool in trace.pools:
+        for i, rests in zip(pool.workers, pool.rests, strict=True):
+            steps = trace.steps[i]
+            mine = trace.finished & (columns["worker"] == i)
+            queued, scheduled = np.sort(columns["queued_s"][mine]), np.sort(columns["scheduled_s"][mine])
+            for start_s, end_s in _gaps(steps):
+                middle = np.searchsorted(queued, end_s, side="left") - np.searchsorted(scheduled, end_s, side="left")
+                middle[np.isin(end_s, rests[1::2])] = 0
+                if middle.any():
+                    yield f"never idle: worker {i} is idle from {start_s[middle != 0][0]} s while a request waits"
+            if len(steps["waiting"]):
+                idle = steps["start_s"][1:] > steps["end_s"][:-1]
+                idle &= ~np.isin(steps["start_s"][1:], rests[1::2])
+                if steps["waiting"][:-1][idle].any():
+                    yield f"never idle: worker {i} stops while it holds requests"
+
+
+def own_stages(trace: Trace) -> Iterator[str]:
+    """Each pool runs its stages and no others."""
+    signs = {"encode": "encode_s", "prefill": "chunk_tokens", "decode": "decoding"}
+    for pool in trace.pools:
+        for stage, sign in signs.items():
+            if not pool.pool.runs(stage) and any(steps[sign].any() for steps in trace.steps_of(pool)):  # type: ignore[arg-type]
+                yield f"own stages: pool {pool.pool.name!r} runs {stage}, which is not one of its stages"
 
 
 def _gaps(steps: Mapping[str, Array]) -> Iterator[tuple[Array, Array]]:
@@ -121,8 +146,9 @@ def _gaps(steps: Mapping[str, Array]) -> Iterator[tuple[Array, Array]]:
 def tokens(trace: Trace) -> Iterator[str]:
     """Every prompt token is computed or cached, and every token of an answer is generated."""
     done, columns = trace.finished, trace.columns
-    if columns["preemptions"].any():
-        return  # what is computed again is not told apart in the steps
+    again = columns["preemptions"].any() or columns["retries"].any()
+    if again or np.isin(columns["state"], (State.CANCELLED, State.FAILED)).any():
+        return  # what is computed again or in vain is not told apart in the steps
     computed = sum(float(steps["chunk_tokens"].sum()) for steps in trace.steps)
     expected = float((trace.prompt_tokens - columns["cached_tokens"])[done].sum())
     if computed != expected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -9,7 +10,6 @@ from typing import Any, Final
 import numpy as np
 
 from costmodel.base import Array
-from costmodel.economics import cost_usd
 from costmodel.energy import energy_per_token_j
 from simulator.request import State
 from simulator.serving_plan import Slo
@@ -67,8 +67,10 @@ class Report:
     energy_per_token_j, energy_per_token_tdp_j : float or None
         From the power of each stage and of idle devices; and Eq. 9, the device's limit times TPOT, which is what one
         stream alone would cost.
-    utilisation, queues : mapping
-        By pool and stage, the share of time in use; mean requests that wait.
+    reasons : mapping
+        Why requests ended without an answer, and how many.
+    utilisation, links, queues : mapping
+        By pool and stage, and by link, the share of time in use; mean requests that wait.
     bottleneck : str
         In words.
     preemptions, cached_prompt_share, encoder_hit_share : float
@@ -90,7 +92,9 @@ class Report:
     cost_per_good_request_usd: float | None
     energy_per_token_j: float | None
     energy_per_token_tdp_j: float | None
+    reasons: Mapping[str, int]
     utilisation: Mapping[str, Mapping[str, float]]
+    links: Mapping[str, float]
     queues: Mapping[str, float]
     bottleneck: str
     preemptions: int
@@ -136,13 +140,15 @@ def report(trace: Trace, slo: Slo | None = None) -> Report:
         throughput_tokens_per_s=_over(tokens, span),
         slo_attainment=_attainment(trace, slo, passing),
         goodput_requests_per_s=_over(n_good, span) if promised else None,
-        cost_per_request_usd=_cost(use, trace, n_done),
-        cost_per_good_request_usd=_cost(use, trace, n_good) if promised else None,
+        cost_per_request_usd=_cost(use, n_done),
+        cost_per_good_request_usd=_cost(use, n_good) if promised else None,
         energy_per_token_j=_over(use.energy_j, tokens) if use.energy_j is not None else None,
         energy_per_token_tdp_j=energy_per_token_j(use.hardware.tdp_w, tpot.mean)
         if use.hardware and tpot.mean
         else None,
+        reasons=dict(Counter(trace.reasons.values())),
         utilisation=use.utilisation,
+        links=use.links,
         queues=queues(trace),
         bottleneck=bottleneck(trace, use),
         preemptions=int(trace.columns["preemptions"].sum()),
@@ -161,8 +167,9 @@ def _over(value: float, by: float) -> float:
 
 def _counts(trace: Trace) -> dict[str, int]:
     state = trace.columns["state"]
-    found = {name: int((state == State[name.upper()]).sum()) for name in ("finished", "rejected", "running")}
-    waiting = int(np.isin(state, (State.WAITING, State.PREPROCESSING)).sum())
+    ends = ("finished", "rejected", "cancelled", "failed", "running")
+    found = {name: int((state == State[name.upper()]).sum()) for name in ends}
+    waiting = int(np.isin(state, (State.WAITING, State.PREPROCESSING, State.ENCODING, State.MOVING)).sum())
     arrived = int((~np.isnan(trace.columns["arrival_s"])).sum())
     order = ("arrived", "finished", "rejected", "cancelled", "failed", "running", "queued")
     return {name: {"arrived": arrived, "queued": waiting, **found}.get(name, 0) for name in order}
@@ -190,12 +197,9 @@ def _attainment(trace: Trace, slo: Slo, passing: Mapping[str, Any]) -> dict[str,
     return {name: _over(int(passing[name].sum()), len(trace)) if said else None for name, said in promised.items()}
 
 
-def _cost(use: Use, trace: Trace, n_requests: int) -> float | None:
+def _cost(use: Use, n_requests: int) -> float | None:
     """Return the price of all devices for the whole run over some requests [USD]."""
-    if use.hardware is None or not n_requests:
-        return None
-    total = cost_usd(use.hardware, device_seconds=trace.plan.devices * trace.span_s)
-    return None if total is None else total / n_requests
+    return None if use.cost_usd is None or not n_requests else use.cost_usd / n_requests
 
 
 def confidence(reports: Sequence[Report], level: float = 0.95) -> dict[str, dict[str, float]]:

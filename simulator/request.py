@@ -29,15 +29,26 @@ class State(IntEnum):
     RUNNING = 3
     FINISHED = 4
     REJECTED = 5
+    ENCODING = 6
+    MOVING = 7
+    CANCELLED = 8
+    FAILED = 9
 
 
+ENDS: Final = (State.FINISHED, State.REJECTED, State.CANCELLED, State.FAILED)
+_LOST: Final = (State.EXPECTED, State.CANCELLED, State.FAILED)
+"""What may happen to a request anywhere: it starts anew on another worker, its client leaves, or it fails."""
 LIFE: Final = {
-    State.EXPECTED: (State.PREPROCESSING, State.WAITING, State.REJECTED),
-    State.PREPROCESSING: (State.WAITING,),
-    State.WAITING: (State.RUNNING,),
-    State.RUNNING: (State.WAITING, State.FINISHED),
+    State.EXPECTED: (State.PREPROCESSING, State.ENCODING, State.WAITING, State.REJECTED, State.CANCELLED, State.FAILED),
+    State.PREPROCESSING: (State.ENCODING, State.WAITING, *_LOST),
+    State.ENCODING: (State.WAITING, *_LOST),
+    State.WAITING: (State.RUNNING, State.ENCODING, *_LOST),
+    State.RUNNING: (State.WAITING, State.MOVING, State.FINISHED, *_LOST),
+    State.MOVING: (State.RUNNING, *_LOST),
     State.FINISHED: (),
     State.REJECTED: (),
+    State.CANCELLED: (),
+    State.FAILED: (),
 }
 """What may follow on each state; from running back to waiting leads preemption."""
 
@@ -245,17 +256,24 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class RequestView:
-    """What a policy may see of a request: never how long its answer will be.
+    """What a policy may see of a request, or of one of its pictures: never how long its answer will be.
 
     Parameters
     ----------
     index : int
+        Its number; of a picture, that among all pictures.
     arrival_s : float
         When it came [s].
     prompt_tokens, max_output_tokens : int
         Its prompt, and the most that it may answer.
-    n_items : int
-        Images and videos.
+    n_items, image_tokens : int
+        Images and videos, and their embeddings.
+    priority : int
+        0 goes first.
+    content : int
+        What a picture shows; -1 for a request.
+    prefix_slot, prefix_tokens : int
+        Worker of this pool that has the start of its prompt, or -1, and how much of it.
     """
 
     index: int
@@ -263,3 +281,8 @@ class RequestView:
     prompt_tokens: int
     max_output_tokens: int
     n_items: int
+    image_tokens: int = 0
+    priority: int = 0
+    content: int = NONE
+    prefix_slot: int = NONE
+    prefix_tokens: int = 0

@@ -29,6 +29,8 @@ class Resolved:
         By item, its place in the prompt [tokens], the embeddings that the encoder makes and what it shows.
     item_cost : list of MediaCost
         By item.
+    item_request : list of int
+        By item, whose it is.
     preprocess_s : ndarray
         By request, the work of a CPU worker [s].
     item_preprocess_s : list of float
@@ -49,6 +51,7 @@ class Resolved:
     item_embeds: list[int]
     item_content: list[int]
     item_cost: list[MediaCost]
+    item_request: list[int]
     preprocess_s: Array
     item_preprocess_s: list[float]
     shared_tokens: Ints
@@ -86,6 +89,7 @@ def resolve(requests: Requests, service: Service) -> Resolved:
         item_embeds=embeds.tolist(),
         item_content=requests.item_content.tolist(),
         item_cost=[costs[kind] for kind in kinds.tolist()],
+        item_request=owner.tolist(),
         preprocess_s=per_request.astype(float),
         item_preprocess_s=item_preprocess_s.tolist(),
         shared_tokens=_shared_tokens(requests, before),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
 from costmodel.base import Frozen
 from costmodel.errors import one_line
 from simulator.batching import batch_policy
+from simulator.ordering import order_key
 from simulator.routing import router
 from simulator.topology import Link, Pool, Topology
 
@@ -24,15 +25,36 @@ class Policies(Frozen):
     ----------
     batch : str
         How a worker forms its batches; a module of `simulator.batching`.
-    router : str
-        Which worker a request goes to.
+    router, encode_router, decode_router : str
+        Which worker a request goes to for its prompt, a picture to be encoded, and a request to decode where that is
+        elsewhere; see `simulator.routing`.
+    order, encode_order : str
+        In which order requests wait for their prompt, and pictures for an encoder of another pool; see
+        `simulator.ordering`.
     prefix_caching : bool
         Whether prompts that start alike share blocks.
+    signal_age_s : float
+        How old may be what routers see of the workers [s].
+    admission : {"all", "queue", "ttft"}
+        Whether every request is taken; or none while each worker of its pool has `admission_limit` requests; or none
+        that would wait longer than `admission_limit` seconds for prompts before its own (early rejection, Mooncake).
+    admission_limit : float or None
+        Requests a worker, or seconds; None is the promised TTFT of the plan.
+    after_crash : {"retry", "fail"}
+        What becomes of requests whose worker crashes.
     """
 
     batch: str = "vllm"
     router: str = "round-robin"
+    encode_router: str = "round-robin"
+    decode_router: str = "least-tokens"
+    order: str = "fcfs"
+    encode_order: str = "fcfs"
     prefix_caching: bool = True
+    signal_age_s: Annotated[float, Field(ge=0)] = 0.0
+    admission: Literal["all", "queue", "ttft"] = "all"
+    admission_limit: Positive | None = None
+    after_crash: Literal["retry", "fail"] = "retry"
 
     @field_validator("batch")
     @classmethod
@@ -40,10 +62,16 @@ class Policies(Frozen):
         batch_policy(name)
         return name
 
-    @field_validator("router")
+    @field_validator("router", "encode_router", "decode_router")
     @classmethod
     def _known_router(cls, name: str) -> str:
         router(name)
+        return name
+
+    @field_validator("order", "encode_order")
+    @classmethod
+    def _known_order(cls, name: str) -> str:
+        order_key(name)
         return name
 
 

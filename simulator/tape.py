@@ -29,11 +29,24 @@ class Tape:
         n = len(requests)
         self.times: dict[str, Array] = {
             name: np.full(n, np.nan)
-            for name in ("arrival_s", "preprocess_s", "queued_s", "scheduled_s", "first_token_s", "finish_s")
+            for name in (
+                "arrival_s",
+                "preprocess_s",
+                "encoded_s",
+                "queued_s",
+                "scheduled_s",
+                "first_token_s",
+                "joined_s",
+                "finish_s",
+                "ended_s",
+            )
         }
         self.counts: dict[str, Ints] = {
-            name: np.zeros(n, dtype=np.int64) for name in ("state", "preemptions", "cached_tokens", "worker")
+            name: np.zeros(n, dtype=np.int64)
+            for name in ("state", "preemptions", "cached_tokens", "worker", "decode_worker", "retries")
         }
+        self.counts["decode_worker"] -= 1
+        self.reasons: dict[int, str] = {}
         views: dict[str, Any] = {name: column.data for name, column in self.columns.items()}
         self.arrival_s: memoryview[float] = views["arrival_s"]
         self.preprocess_s: memoryview[float] = views["preprocess_s"]
@@ -45,6 +58,11 @@ class Tape:
         self.preemptions: memoryview[int] = views["preemptions"]
         self.cached_tokens: memoryview[int] = views["cached_tokens"]
         self.worker: memoryview[int] = views["worker"]
+        self.decode_worker: memoryview[int] = views["decode_worker"]
+        self.retries: memoryview[int] = views["retries"]
+        self.encoded_s: memoryview[float] = views["encoded_s"]
+        self.joined_s: memoryview[float] = views["joined_s"]
+        self.ended_s: memoryview[float] = views["ended_s"]
 
     @property
     def columns(self) -> Mapping[str, NDArray[Any]]:
@@ -73,6 +91,26 @@ class Tape:
         if not self.preemptions[request]:
             self.scheduled_s[request] = time_s
             self.cached_tokens[request] = cached_tokens
+
+    def join(self, request: int, time_s: float) -> None:
+        """Note that a request decodes on another worker than that of its prompt."""
+        self.move(request, State.RUNNING)
+        self.joined_s[request] = time_s
+
+    def end(self, request: int, state: State, reason: str, time_s: float) -> None:
+        """Note that a request has ended without its last token, and why."""
+        self.move(request, state)
+        self.reasons[request] = reason
+        self.ended_s[request] = time_s
+
+    def restart(self, request: int) -> None:
+        """Forget what a request had got: it starts anew."""
+        self.move(request, State.EXPECTED)
+        self.retries[request] += 1
+        self.decode_worker[request] = -1
+        for column in (self.encoded_s, self.queued_s, self.scheduled_s, self.first_token_s, self.joined_s):
+            column[request] = float("nan")
+        self.cached_tokens[request] = self.preemptions[request] = 0
 
     def preempt(self, request: int) -> None:
         """Note that a request is back in the queue."""

@@ -47,7 +47,8 @@ def events(trace: Trace) -> Iterator[dict[str, Any]]:
     for process, name in ((WORKERS, "workers"), (REQUESTS, "requests")):
         yield {"ph": "M", "pid": process, "name": "process_name", "args": {"name": name}}
     for worker, steps in enumerate(trace.steps):
-        yield {"ph": "M", "pid": WORKERS, "tid": worker, "name": "thread_name", "args": {"name": f"worker {worker}"}}
+        name = f"worker {worker} ({trace.pool_of(worker).pool.name})"
+        yield {"ph": "M", "pid": WORKERS, "tid": worker, "name": "thread_name", "args": {"name": name}}
         yield from _steps(worker, steps)
     yield from _requests(trace)
 

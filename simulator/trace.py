@@ -13,6 +13,55 @@ from costmodel.base import Array
 from simulator.batch import Limits
 from simulator.request import Ints, Requests, State
 from simulator.serving_plan import ServingPlan
+from simulator.topology import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class PoolTrace:
+    """What a pool was, and did as a whole.
+
+    Parameters
+    ----------
+    pool : Pool
+    limits : Limits
+        Settings of its workers.
+    workers : tuple of int
+        Which of the workers are its.
+    rests : tuple of tuple of float
+        By worker, when it stopped though something waited there for another worker or for a restart, and when it went
+        on, in turn [s].
+    preprocess_workers : int
+    preprocess_busy_s : float
+        CPU workers, and the time that they worked [s].
+    """
+
+    pool: Pool
+    limits: Limits
+    workers: tuple[int, ...]
+    rests: tuple[tuple[float, ...], ...]
+    preprocess_workers: int
+    preprocess_busy_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinkTrace:
+    """What a wire carried.
+
+    Parameters
+    ----------
+    source, target : str
+        Its pools.
+    slot : int
+        The sending worker within its pool, or 0 for a wire of the whole pool.
+    sent_bytes, busy_s : float
+        Bytes that arrived, and the time with transfers under way [s].
+    """
+
+    source: str
+    target: str
+    slot: int
+    sent_bytes: float
+    busy_s: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,17 +75,18 @@ class Trace:
     prompt_tokens : ndarray of int
         By request, pictures included.
     columns : mapping of str to ndarray
-        By request: arrival_s, preprocess_s, queued_s, scheduled_s, first_token_s, finish_s [s], not a number where it
-        did not happen; state, preemptions, cached_tokens, worker.
+        By request, times [s], not a number where it did not happen: arrival_s, preprocess_s (work of CPUs), encoded_s
+        (all embeddings received from another pool), queued_s, scheduled_s, first_token_s, joined_s (a worker that
+        decodes has the KV of another), finish_s, ended_s (without an answer); state, preemptions, cached_tokens,
+        worker (of the prompt), decode_worker (-1: the same), retries.
+    reasons : mapping of int to str
+        Why requests ended that did not finish.
     steps : tuple of mapping of str to ndarray
         By worker, a row a step or leap; see `simulator.steplog.COLUMNS`.
     itl : tuple of ndarray
         Gaps between tokens [s], and how often each occurred.
-    limits : Limits
-        Settings of the workers.
-    preprocess_workers : int
-    preprocess_busy_s : float
-        CPU workers, and the time that they worked [s].
+    pools : tuple of PoolTrace
+    links : tuple of LinkTrace
     encoder_hits, encoder_misses, evicted_blocks, held_blocks : int
         What the caches did, and blocks in use at the end.
     faults : tuple of str
@@ -52,11 +102,10 @@ class Trace:
     requests: Requests
     prompt_tokens: Ints
     columns: Mapping[str, NDArray[Any]]
+    reasons: Mapping[int, str]
     steps: tuple[Mapping[str, Array], ...]
     itl: tuple[Array, Array]
-    limits: Limits
-    preprocess_workers: int
-    preprocess_busy_s: float
+    pools: tuple[PoolTrace, ...]
     encoder_hits: int
     encoder_misses: int
     evicted_blocks: int
@@ -66,6 +115,7 @@ class Trace:
     wall_s: float
     cpu_s: float
     events: int
+    links: tuple[LinkTrace, ...] = ()
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -104,10 +154,19 @@ class Trace:
     @property
     def span_s(self) -> float:
         """Time from the first arrival to the last end [s]."""
-        arrival, finish = self.columns["arrival_s"], self.columns["finish_s"]
-        if np.isnan(arrival).all() or np.isnan(finish).all():
+        arrival = self.columns["arrival_s"]
+        ends = np.fmax(self.columns["finish_s"], self.columns["ended_s"])
+        if np.isnan(arrival).all() or np.isnan(ends).all():
             return 0.0
-        return float(np.nanmax(finish) - np.nanmin(arrival))
+        return float(np.nanmax(ends) - np.nanmin(arrival))
+
+    def pool_of(self, worker: int) -> PoolTrace:
+        """Return the pool of a worker."""
+        return next(one for one in self.pools if worker in one.workers)
+
+    def steps_of(self, pool: PoolTrace) -> list[Mapping[str, Array]]:
+        """Return the steps of a pool's workers."""
+        return [self.steps[worker] for worker in pool.workers]
 
 
 def same(a: Trace, b: Trace) -> bool:

@@ -9,9 +9,10 @@ import numpy as np
 
 from costmodel import load_engine, load_hardware
 from costmodel.base import Array
+from costmodel.economics import cost_usd
 from costmodel.energy import stage_power_w
 from costmodel.hardware import HardwareProfile
-from simulator.trace import Trace
+from simulator.trace import PoolTrace, Trace
 
 BUSY = 0.7
 """From this share of its time on, a stage is called a bottleneck; below it, queues are short in all of the theory."""
@@ -28,15 +29,22 @@ class Use:
     Parameters
     ----------
     utilisation : mapping
-        By pool and stage, the share of time in use.
+        By pool and stage, the share of time in use; idle is of the workers.
     energy_j : float or None
-        Of all devices; None where the device is not known [J].
+        Of all devices; None where one is not known [J].
+    cost_usd : float or None
+        List price of all devices for the whole run; None where one has none.
     hardware : HardwareProfile or None
+        Of the pool that decodes; None where it is not known.
+    links : mapping
+        By link, the share of the time with transfers under way, in the mean over its wires.
     """
 
     utilisation: Mapping[str, Mapping[str, float]]
     energy_j: float | None
+    cost_usd: float | None
     hardware: HardwareProfile | None
+    links: Mapping[str, float]
 
 
 def stage_seconds(steps: Mapping[str, Array]) -> dict[str, float]:
@@ -64,21 +72,54 @@ def stage_seconds(steps: Mapping[str, Array]) -> dict[str, float]:
 
 def use_of(trace: Trace) -> Use:
     """Return the use of the hardware in a run."""
-    pool, span = trace.plan.pools[0], trace.span_s
-    busy = [stage_seconds(steps) for steps in trace.steps]
-    total = {stage: sum(one[stage] for one in busy) for stage in ("encode", "prefill", "decode")}
-    time_s = span * len(trace.steps)
-    shares = {"preprocess": _share(trace.preprocess_busy_s, span * trace.preprocess_workers)}
-    shares |= {stage: _share(seconds, time_s) for stage, seconds in total.items()}
+    energies, costs = [], []
+    utilisation = {}
+    for one in trace.pools:
+        shares, seconds_s = _use_of_pool(trace, one)
+        utilisation[one.pool.name] = shares
+        hardware = _hardware(one.pool.hardware)
+        energies.append(None if hardware is None else _energy_j(one, hardware, shares, seconds_s))
+        costs.append(None if hardware is None else _cost_usd(one, hardware, trace.span_s))
+    decoding = next(one.pool for one in trace.pools if one.pool.runs("decode"))
+    wires: dict[str, list[float]] = {}
+    for link in trace.links:
+        wires.setdefault(f"{link.source} > {link.target}", []).append(_share(link.busy_s, trace.span_s))
+    return Use(
+        utilisation=utilisation,
+        energy_j=None if None in energies else sum(energies),  # type: ignore[arg-type]
+        cost_usd=None if None in costs else sum(costs),  # type: ignore[arg-type]
+        hardware=_hardware(decoding.hardware),
+        links={name: sum(shares) / len(shares) for name, shares in wires.items()},
+    )
+
+
+def _use_of_pool(trace: Trace, one: PoolTrace) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the shares of a pool's time, and the seconds of all its workers, by stage."""
+    busy = [stage_seconds(steps) for steps in trace.steps_of(one)]
+    total = {stage: sum(each[stage] for each in busy) for stage in ("encode", "prefill", "decode")}
+    time_s = trace.span_s * len(busy)
+    shares = {}
+    if one.preprocess_workers:
+        shares["preprocess"] = _share(one.preprocess_busy_s, trace.span_s * one.preprocess_workers)
+    shares |= {stage: _share(s, time_s) for stage, s in total.items() if one.pool.runs(stage)}  # type: ignore[arg-type]
     shares["idle"] = max(0.0, 1.0 - sum(total.values()) / time_s) if time_s else 0.0
-    hardware = _hardware(pool.hardware)
-    energy_j = None
-    if hardware is not None:
-        engine = load_engine(pool.engine)
-        watts = {"encode": 1.0, "prefill": 1.0, "decode": 0.0}  # share of the time in which compute is the limit
-        energy_j = sum(total[stage] * stage_power_w(hardware, engine, share) for stage, share in watts.items())
-        energy_j = (energy_j + shares["idle"] * time_s * hardware.idle_w) * pool.devices / pool.workers
-    return Use({pool.name: shares}, energy_j, hardware)
+    return shares, {**total, "idle": shares["idle"] * time_s}
+
+
+def _energy_j(
+    one: PoolTrace, hardware: HardwareProfile, shares: Mapping[str, float], seconds_s: Mapping[str, float]
+) -> float:
+    """Return the energy of a pool's devices, those of pools beside it counted with their own work [J]."""
+    del shares
+    engine = load_engine(one.pool.engine)
+    watts = {"encode": 1.0, "prefill": 1.0, "decode": 0.0}  # share of the time in which compute is the limit
+    busy_j = sum(seconds_s[stage] * stage_power_w(hardware, engine, share) for stage, share in watts.items())
+    idle_j = 0.0 if one.pool.shares_devices_of else seconds_s["idle"] * hardware.idle_w
+    return (busy_j + idle_j) * one.pool.devices_per_worker
+
+
+def _cost_usd(one: PoolTrace, hardware: HardwareProfile, span_s: float) -> float | None:
+    return cost_usd(hardware, device_seconds=one.pool.devices * span_s)
 
 
 def _share(seconds: float, of_s: float) -> float:
@@ -94,47 +135,75 @@ def _hardware(name: str) -> HardwareProfile | None:
 
 
 def queues(trace: Trace) -> dict[str, float]:
-    """Return how many requests wait in the mean, by Little's law: in front of the CPU and of the workers."""
+    """Return how many requests wait in the mean, by Little's law.
+
+    In front of the CPU workers (and, where encoders are apart, at those and on the way), in front of the workers, and
+    between workers that prefill and those that decode.
+    """
     columns, done, span = trace.columns, trace.finished, trace.span_s
     before = columns["queued_s"] - columns["arrival_s"] - np.nan_to_num(columns["preprocess_s"])
     wait = columns["scheduled_s"] - columns["queued_s"]
-    return {
+    found = {
         "preprocess": _share(max(0.0, float(before[done].sum())), span),
         "worker": _share(float(wait[done].sum()), span),
         "system": _share(float(trace.e2e_s[done].sum()), span),
     }
+    if not np.isnan(columns["joined_s"]).all():
+        moved = columns["joined_s"] - columns["first_token_s"]
+        found["between prefill and decode"] = _share(float(np.nansum(moved[done])), span)
+    return found
 
 
 def bottleneck(trace: Trace, use: Use) -> str:
     """Return what holds the rest up, in words.
 
     A worker may be busy all the time with a few sequences and still have room; it is saturated when requests wait in
-    front of it for most of the time that it works.
+    front of it for most of the time that it works. Encoders of other pools are when they are busy.
     """
-    name, shares = next(iter(use.utilisation.items()))
-    worker, cpu = 1.0 - shares["idle"], shares["preprocess"]
-    waits, why = _waiting(trace)
-    if cpu >= BUSY and cpu >= waits:
-        return f"CPU preprocessing is busy {cpu:.0%} of the time; more devices do not help, more CPU workers do"
-    if waits < WAITING:
-        return f"nothing is saturated: pool {name!r} works {worker:.0%} of the time, its CPU workers {cpu:.0%}"
-    largest = max(("encode", "prefill", "decode"), key=lambda stage: shares[stage])
-    text = f"pool {name!r} is busy {worker:.0%} of the time, most of it with {largest} ({shares[largest]:.0%})"
-    return f"{text}; requests wait {why}"
+    cpus = {name: shares.get("preprocess", 0.0) for name, shares in use.utilisation.items()}
+    slowest = max(cpus, key=cpus.__getitem__)
+    waits = {one.pool.name: _waiting(trace, one) for one in trace.pools}
+    name = max(waits, key=lambda key: waits[key][0])
+    held, why = waits[name]
+    if cpus[slowest] >= BUSY and cpus[slowest] >= held:
+        return (
+            f"CPU preprocessing is busy {cpus[slowest]:.0%} of the time; more devices do not help, more CPU workers do"
+        )
+    wire = max(use.links, key=use.links.__getitem__, default=None)
+    if wire is not None and use.links[wire] >= BUSY and use.links[wire] >= held:
+        return f"the link {wire} is busy {use.links[wire]:.0%} of the time; a faster one helps, more devices do not"
+    if held < WAITING:
+        return f"nothing is saturated: {_at_work(use)}"
+    shares = use.utilisation[name]
+    largest = max(("encode", "prefill", "decode"), key=lambda stage: shares.get(stage, 0.0))
+    busy = 1.0 - shares["idle"]
+    text = f"pool {name!r} is busy {busy:.0%} of the time, most of it with {largest} ({shares.get(largest, 0.0):.0%})"
+    return f"{text}; {why}"
 
 
-def _waiting(trace: Trace) -> tuple[float, str]:
+def _at_work(use: Use) -> str:
+    """Return in words how much of their time pools work."""
+    parts = []
+    for name, shares in use.utilisation.items():
+        cpu = f", its CPU workers {shares['preprocess']:.0%}" if "preprocess" in shares else ""
+        parts.append(f"pool {name!r} works {1.0 - shares['idle']:.0%} of the time{cpu}")
+    return "; ".join(parts)
+
+
+def _waiting(trace: Trace, one: PoolTrace) -> tuple[float, str]:
     """Return the share of the workers' time in which requests wait, and for what."""
-    steps = {key: np.concatenate([one[key] for one in trace.steps]) for key in trace.steps[0]}
+    steps = {key: np.concatenate([each[key] for each in trace.steps_of(one)]) for key in trace.steps[0]}
     span = steps["end_s"] - steps["start_s"]
+    if not one.pool.runs("prefill"):
+        return _share(float(span.sum()), trace.span_s * len(one.workers)), "work waits for it to be free"
     waiting = steps["waiting"] > 0
     held = float(span[waiting].sum())
-    limits = trace.limits
+    limits = one.limits
     full = (steps["running"] >= FULL * limits.max_sequences) & waiting
     blocks = (steps["kv_used_blocks"] >= FULL * limits.kv_blocks) & waiting
     share = _share(held, float(span.sum()))
     if span[full].sum() > held / 2:
-        return share, f"because {limits.max_sequences} sequences run, the most that may"
+        return share, f"requests wait because {limits.max_sequences} sequences run, the most that may"
     if span[blocks].sum() > held / 2:
-        return share, f"because the KV cache of {limits.kv_blocks:,} blocks is full"
-    return share, "for their turn in the budget of a step"
+        return share, f"requests wait because the KV cache of {limits.kv_blocks:,} blocks is full"
+    return share, "requests wait for their turn in the budget of a step"

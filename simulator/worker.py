@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
 from costmodel.base import Array
-from simulator.batch import Batch, Limits
+from simulator.batch import EVERYTHING, Batch, Limits
 from simulator.batching import BatchPolicy
 from simulator.clock import Clock, Moment
 from simulator.resolve import Resolved
@@ -46,8 +47,30 @@ class Inbox:
         self.next_s = self.times_s[0]
 
 
+class Hooks(Protocol):
+    """What a worker tells those around it."""
+
+    def ended(self, request: int, worker: Worker) -> None:
+        """Take a request that has its last token."""
+
+    def prefilled(self, request: int, worker: Worker) -> None:
+        """Take a request whose prompt is computed and that decodes elsewhere."""
+
+    def encoded(self, item: int, worker: Worker) -> None:
+        """Take an item that was encoded for another worker."""
+
+    def needs_embeddings(self, request: int, worker: Worker) -> None:
+        """Take a preempted request whose embeddings must come again."""
+
+    def chunk(self, request: int, tokens: int, worker: Worker) -> None:
+        """Take note that a step starts which computes so many tokens of a request."""
+
+    def has_room(self, worker: Worker) -> None:
+        """Take note that a step has ended, which may have made room."""
+
+
 class Worker:
-    """One replica of the model, which runs encoder, prefill and decode.
+    """One replica of the model, which runs some of encoder, prefill and decode.
 
     Parameters
     ----------
@@ -62,12 +85,18 @@ class Worker:
     limits : Limits
     tape : Tape
         Where times of requests are written.
-    on_end : callable
-        Called with each request that ends.
+    hooks : Hooks
+        Told of what happens.
+    build : callable
+        Returns an empty batch: at the start, and after a crash.
     leaps : bool
         Whether steps of decoding alone may be one event.
     inbox : Inbox, optional
         Arrivals that are known; others come by `enqueue`.
+    layerwise : bool
+        Whether KV leaves while prefill runs, so that chunks are told.
+    plain : bool
+        Whether it does everything for its requests and none leaves before its end: then there is nothing to tell.
     """
 
     def __init__(
@@ -80,9 +109,12 @@ class Worker:
         policy: BatchPolicy,
         limits: Limits,
         tape: Tape,
-        on_end: Callable[[int], None],
+        hooks: Hooks,
+        build: Callable[[], Batch],
         leaps: bool = True,
         inbox: Inbox | None = None,
+        layerwise: bool = False,
+        plain: bool = False,
     ) -> None:
         self.clock = clock
         self.index = index
@@ -91,11 +123,16 @@ class Worker:
         self.policy = policy
         self.limits = limits
         self.tape = tape
-        self.on_end = on_end
+        self.hooks = hooks
+        self.build = build
         self.most_leap = MOST_LEAP if leaps else 1
-        self.batch = Batch(resolved, limits, service.rules)
+        self.layerwise = layerwise
+        self.batch = build()
+        self._plain = plain
         self.log = StepLog()
-        self.load_tokens = 0  # prompt tokens of what is here, for routers
+        self.slowness = 1.0  # a straggler takes this many times as long
+        self.runs = True  # not crashed, and not switched off
+        self.rests: list[float] = []  # when it stopped though something waited, and when it went on [s]
         self._flight: Moment | None = None
         self._start_s = 0.0
         self._encode_s = 0.0
@@ -105,6 +142,7 @@ class Worker:
         self._groups: list[list[float]] = []  # [time of the last token, decoding sequences that had theirs then]
         self._rejoined: dict[int, float] = {}
         self._silent: dict[int, float] = {}  # preempted sequences -> time of their last token
+        self._leaving: list[int] = []  # requests that are taken out when the step ends
         self.inbox = inbox or Inbox([], [])
         self._no_keys = (0.0,) * len(service.rules)
         if self.inbox.order:
@@ -118,11 +156,65 @@ class Worker:
         changes = not batch.queue and len(batch.running) < self.limits.max_sequences
         batch.queue.append(request)
         self.tape.queue(request, now)
-        self.load_tokens += self.resolved.prompt_tokens[request]
         if self._flight is None:
-            self._flight = self.clock.at(now, self._wake)
+            self.wake()
         elif changes and self._ends is not None:
             self._cut(now)
+
+    def enqueue_again(self, request: int) -> None:
+        """Take back a preempted request in front of all others, now that its embeddings are here."""
+        self.batch.queue.appendleft(request)
+        self.stir()
+
+    def encode(self, item: int) -> None:
+        """Take in an item to encode for another worker, now."""
+        duty = self.batch.duty
+        assert duty is not None, f"worker {self.index} encodes for nobody"  # noqa: S101 - a fault of ours
+        if duty.submit(item):
+            self.hooks.encoded(item, self)
+        else:
+            self.stir()
+
+    def land(self, request: int) -> None:
+        """Take in a request that was computed elsewhere and decodes here, now."""
+        self.batch.land(request, self.resolved.output_tokens[request] - 1)
+        self.stir()
+
+    def stir(self) -> None:
+        """Look again at what there is to do: now if idle, else when the step under way ends."""
+        if self._flight is None:
+            self.wake()
+        elif self._ends is not None:
+            self._cut(self.clock.now)
+
+    def wake(self) -> None:
+        """Form a step now, unless one is under way."""
+        if self._flight is None and self.runs:
+            self._flight = self.clock.at(self.clock.now, self._wake)
+
+    def abort(self, request: int) -> None:
+        """Take a request out: now, or when the step under way ends."""
+        if self._flight is None or request in self.batch.handed or request not in self.batch.running:
+            self._take_out(request)
+            self.stir()
+        else:
+            self._leaving.append(request)
+            self.stir()
+
+    def stop(self) -> None:
+        """Crash, or be switched off: the step under way is lost, and so is everything in memory."""
+        self._flight = self._ends = None
+        self.runs = False
+        self._groups, self._rejoined, self._silent, self._leaving = [], {}, {}, []
+        old = self.batch
+        self.batch = self.build()
+        self.batch.kv.evicted = old.kv.evicted
+        self._rest()
+
+    def start(self) -> None:
+        """Go on after a stop."""
+        self.runs = True
+        self.wake()
 
     def _cut(self, now: float) -> None:
         """End a leap with the step that is under way."""
@@ -137,13 +229,12 @@ class Worker:
 
     def _take_in(self, now: float) -> None:
         """Queue what has arrived since the last step began."""
-        inbox, tape, queue, prompt = self.inbox, self.tape, self.batch.queue, self.resolved.prompt_tokens
+        inbox, tape, queue = self.inbox, self.tape, self.batch.queue
         times, position = inbox.times_s, inbox.position
         while times[position] <= now:
             request = inbox.order[position]
             queue.append(request)
             tape.queue(request, times[position])
-            self.load_tokens += prompt[request]
             position += 1
         inbox.position = position
         inbox.next_s = times[position]
@@ -159,30 +250,72 @@ class Worker:
         batch = self.batch
         if self.inbox.next_s <= now:
             self._take_in(now)
+        if self._leaving:
+            self._let_go()
         batch.form(self.policy.decide(batch))
-        if batch.preempted:
+        while batch.preempted:
             self._note_preempted()
-            if not batch.chunks and not batch.decodes:
-                batch.form(self.policy.decide(batch))
-        if not batch.chunks and not batch.decodes:
-            if batch.running or batch.queue:
-                raise RuntimeError(
-                    f"worker {self.index} has {len(batch.running)} running requests and no step for them"
-                )
-            known = self.inbox.next_s < math.inf
-            self._flight = self.clock.at(self.inbox.next_s, self._wake) if known else None
+            if batch.chunks or batch.decodes:
+                break
+            batch.form(self.policy.decide(batch))
+        encodes = batch.duty is not None and bool(batch.duty.done)
+        if not batch.chunks and not batch.decodes and not encodes:
+            self._fall_idle()
             return
+        if len(self.rests) % 2:
+            self.rests.append(now)
         self._start_s = now
-        for request, cached in batch.admitted:
-            self.tape.start(request, now, cached)
-        self._ends = None
-        self._steps = 1
-        self._encode_s = 0.0
-        if batch.chunks:
+        self._note_started(now)
+        self._flight = self.clock.at(self._end_of_step(now, encodes=encodes), self._end)
+        if self.layerwise:
+            for request, (_, tokens) in zip(batch.owners, batch.chunks, strict=True):
+                self.hooks.chunk(request, tokens, self)
+
+    def _end_of_step(self, now: float, *, encodes: bool) -> float:
+        """Return when the step that starts now ends, or the last of several that cannot differ."""
+        batch = self.batch
+        self._ends, self._steps, self._encode_s = None, 1, 0.0
+        if encodes:
+            end = now + self._duty_s()
+        elif batch.chunks:
             end = now + self._chunks_s(batch.decode.size if batch.decodes else 0)
         else:
             end = self._decode_until(now)
-        self._flight = self.clock.at(end, self._end)
+        return end if self.slowness == 1.0 else now + (end - now) * self.slowness
+
+    def _fall_idle(self) -> None:
+        """Wait for the next arrival; what is here waits for another worker, or there is nothing."""
+        batch = self.batch
+        held = batch.running or batch.queue or batch.landed or (batch.duty is not None and batch.duty.queue)
+        if held:
+            alone = batch.roles == EVERYTHING and batch.duty is None
+            if alone:
+                raise RuntimeError(
+                    f"worker {self.index} has {len(batch.running)} running requests and no step for them"
+                )
+            self._rest()
+        elif len(self.rests) % 2:
+            self.rests.append(self.clock.now)
+        known = self.inbox.next_s < math.inf
+        self._flight = self.clock.at(self.inbox.next_s, self._wake) if known else None
+
+    def _rest(self) -> None:
+        if not len(self.rests) % 2:
+            self.rests.append(self.clock.now)
+
+    def _duty_s(self) -> float:
+        """Return the time of a step that encodes for others: their items first, then the language model if it works."""
+        batch, cost = self.batch, self.resolved.item_cost
+        items = batch.duty.batch if batch.duty is not None else ()
+        encode_s = self.service.encode_s([cost[item] for item in items]) if items else 0.0
+        time_s = 0.0
+        decoding = batch.decode.size if batch.decodes else 0
+        if batch.chunks:
+            time_s = self._chunks_s(decoding)
+        elif decoding:
+            time_s = self.service.step_s((), 0, decoding, batch.decode.keys())
+        self._encode_s += encode_s
+        return encode_s + time_s
 
     def _chunks_s(self, decoding: int) -> float:
         """Return the time of a step with chunks: the encoder first, everybody waiting, then the language model."""
@@ -201,7 +334,7 @@ class Worker:
         size, keys = decode.size, decode.keys()
         next_s = math.inf
         steps = 1
-        if self.most_leap > 1 and not batch.preempted:  # behind a preemption, the next step may admit
+        if self.most_leap > 1 and self.slowness == 1.0 and not batch.preempted:  # the next step may admit behind one
             most = self.most_leap
             if not batch.queue and len(batch.running) < self.limits.max_sequences:  # the next arrival would be taken in
                 next_s = self.inbox.next_s
@@ -240,10 +373,45 @@ class Worker:
         if begun:
             self._note_begun(now, begun)
         for request in ended:
+            if self._leaving and request in self._leaving:
+                self._leaving.remove(request)
+                continue
             tape.finish(request, now)
-            self.load_tokens -= self.resolved.prompt_tokens[request]
-            self.on_end(request)
-        self._next(now)
+            self.hooks.ended(request, self)
+        if not self._plain:
+            self._tell()
+        if self._flight is event:  # nobody has stopped the worker
+            self._next(now)
+
+    def _tell(self) -> None:
+        """Tell others what this step has brought them, and let go of who leaves."""
+        batch, hooks = self.batch, self.hooks
+        if self._leaving:
+            self._let_go()
+        if not batch.roles.decodes:
+            for request in batch.finishing:
+                if request in batch.handed:
+                    hooks.prefilled(request, self)
+        duty = batch.duty
+        if duty is not None and duty.done:
+            for item in duty.close():
+                hooks.encoded(item, self)
+        hooks.has_room(self)
+
+    def _let_go(self) -> None:
+        leaving, self._leaving = self._leaving, []
+        for request in leaving:
+            self._take_out(request)
+
+    def _take_out(self, request: int) -> None:
+        """Take a request out between two steps."""
+        if request in self.batch.decode.offset:
+            group = next((g for g in self._groups if g[1] > 0), None)
+            if group is not None:
+                group[1] -= 1
+        self._silent.pop(request, None)
+        self._rejoined.pop(request, None)
+        self.batch.take_out(request)
 
     # Notes
 
@@ -264,7 +432,7 @@ class Worker:
                 len(chunks),
                 len(batch.finishing),
                 self._encode_s,
-                len(batch.encoder.batch) if chunks else 0,
+                (len(batch.encoder.batch) if chunks else 0) + (0 if batch.duty is None else len(batch.duty.batch)),
                 len(batch.queue),
                 len(batch.running),
                 kv.blocks - kv.free,
@@ -281,13 +449,25 @@ class Worker:
             group[0], group[1] = now, left
             return
         first = now if ends is None else float(ends[0])
-        kept = [groups[0][0], paused]
-        groups[0][1] -= paused
+        behind = next((group for group in groups if group[1] >= paused), groups[0])
+        kept = [behind[0], paused]
+        behind[1] -= paused
         for last, sequences in groups:
             log.gap(first - last, int(sequences))
         if ends is not None:
             log.gaps(ends[1:] - ends[:-1], decoding)
         self._groups = [[now, left], kept] if paused else [[now, left]]
+
+    def _note_started(self, now: float) -> None:
+        """Log who starts, and sequences that come from another worker, where they had their first token."""
+        tape, batch = self.tape, self.batch
+        for request, cached in batch.admitted:
+            tape.start(request, now, cached)
+        if batch.joined:
+            for request in batch.joined:
+                tape.join(request, now)
+                self._groups.append([tape.first_token_s[request], 1])
+            batch.joined = []
 
     def _note_begun(self, now: float, begun: list[int]) -> None:
         """Log first tokens, and the gaps of sequences that come back."""
@@ -317,3 +497,5 @@ class Worker:
             group = next((g for g in groups if g[0] == had), groups[0])
             group[1] -= 1
             self._silent[request] = group[0]
+        for request in self.batch.returned:
+            self.hooks.needs_embeddings(request, self)

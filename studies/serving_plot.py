@@ -40,7 +40,8 @@ def draw(trace: Trace, path: str | Path) -> None:
         axes[1][1].plot(steps["end_s"][pick], steps["kv_used_blocks"][pick], label=f"worker {worker}", linewidth=0.8)
     axes[1][0].set(xlabel="seconds", ylabel="requests")
     axes[1][1].set(xlabel="seconds", ylabel="blocks in use", ylim=(0, None))
-    axes[1][1].axhline(trace.limits.kv_blocks, linestyle=":", color="grey", label="all blocks")
+    for blocks in {one.limits.kv_blocks for one in trace.pools if one.pool.runs("prefill") or one.pool.runs("decode")}:
+        axes[1][1].axhline(blocks, linestyle=":", color="grey", label="all blocks")
     for axis in axes[1]:
         axis.legend()
     figure.savefig(path)

@@ -1,0 +1,108 @@
+"""A pool as it runs: its workers, CPU workers, caches and what routers see of it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from simulator.clock import Clock
+from simulator.cpu import Station
+from simulator.loads import Loads
+from simulator.resolve import Resolved
+from simulator.routing import Router, router
+from simulator.service import Service
+from simulator.topology import Pool
+from simulator.transfer import Room
+
+if TYPE_CHECKING:
+    from simulator.batch import Limits
+    from simulator.serving_plan import Policies
+    from simulator.worker import Worker
+
+
+class ProcessorCache:
+    """Preprocessed pictures on the host, the one used last kept longest.
+
+    Parameters
+    ----------
+    most_bytes : float
+        Room [bytes].
+    """
+
+    def __init__(self, most_bytes: float) -> None:
+        self.free = most_bytes
+        self._held: OrderedDict[int, float] = OrderedDict()
+
+    def use(self, content: int, n_bytes: float) -> bool:
+        """Return whether a picture is there, and keep it from now on if there is room."""
+        if content in self._held:
+            self._held.move_to_end(content)
+            return True
+        while self.free < n_bytes and self._held:
+            self.free += self._held.popitem(last=False)[1]
+        if n_bytes <= self.free:
+            self._held[content] = n_bytes
+            self.free -= n_bytes
+        return False
+
+
+class PoolRun:
+    """The live parts of a pool.
+
+    Parameters
+    ----------
+    pool : Pool
+    service : Service
+        How long its workers take.
+    limits : Limits
+        Their settings.
+    policies : Policies
+    resolved : Resolved
+        Requests as this pool's engine sees them.
+    clock : Clock
+    on_preprocessed : callable
+        Called with each request whose pictures are preprocessed.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        service: Service,
+        limits: Limits,
+        *,
+        policies: Policies,
+        resolved: Resolved,
+        clock: Clock,
+        on_preprocessed: Callable[[int], None],
+    ) -> None:
+        self.pool = pool
+        self.service = service
+        self.limits = limits
+        self.resolved = resolved
+        self.loads = Loads(pool.workers, policies.signal_age_s)
+        self.router: Router = router(policies.router)
+        self.encode_router: Router = router(policies.encode_router)
+        self.decode_router: Router = router(policies.decode_router)
+        self.workers: list[Worker] = []  # by slot
+        self.rooms: list[Room] = []  # by slot, for requests that are computed elsewhere
+        self.n_preprocess_workers = pool.preprocess_workers or service.preprocess_workers
+        self.station = Station(clock, self.n_preprocess_workers, on_preprocessed) if pool.runs("preprocess") else None
+        self.processed = ProcessorCache(pool.processor_cache_bytes)
+        self.token_s = 0.0  # of a prompt, for admission
+
+    def tasks(self, request: int) -> Sequence[float]:
+        """Return what the CPU has to do for the pictures that the processor cache lacks [s]."""
+        resolved, tasks = self.resolved, list[float]()
+        for item in range(resolved.first_item[request], resolved.first_item[request + 1]):
+            n_bytes = self.service.pixel_bytes(resolved.item_cost[item])
+            if not self.processed.use(resolved.item_content[item], n_bytes):
+                tasks.append(resolved.item_preprocess_s[item])
+        if not any(tasks):
+            return ()
+        return tasks if self.pool.preprocess_by == "item" else (sum(tasks),)
+
+    def pressure(self) -> float:
+        """Return the mean tokens and embeddings a worker that takes work has; infinite if none does."""
+        n = len(self.loads.open)
+        return (sum(self.loads.tokens) + sum(self.loads.image_tokens)) / n if n else float("inf")
