@@ -81,21 +81,6 @@ def pictures(counts: Ints, kind: Ints, sizes: Sequence[Media], content: Ints | N
     return Items(offsets, kind, shown, np.zeros(total, dtype=np.int64), tuple(sizes))
 
 
-def squares_of_tokens(tokens: Array, side: int = 28, most: int = 64) -> tuple[Ints, list[Image]]:
-    """Return square pictures of about so many tokens, in at most so many sizes, and which of them each is.
-
-    Parameters
-    ----------
-    side : int
-        Pixels of a token's side: 28 in Qwen2-VL and Qwen2.5-VL.
-    """
-    sides = np.maximum(1, np.rint(np.sqrt(tokens)))
-    edges = np.unique(np.rint(np.geomspace(1, max(sides.max(), 2), most)))
-    index = np.minimum(np.searchsorted(edges, sides), len(edges) - 1)
-    used, kind = np.unique(index, return_inverse=True)
-    return kind.astype(np.int64), [Image(int(edges[i]) * side, int(edges[i]) * side) for i in used]
-
-
 def pictures_of_tokens(tokens: Ints, side: int = 28, longest: float = 2.0) -> tuple[Ints, list[Image]]:
     """Return pictures of as nearly so many tokens as a rectangle can have, and which of them each is.
 
