@@ -20,7 +20,7 @@ from costmodel import Image
 from costmodel.base import Array
 from costmodel.errors import unknown
 from simulator.request import Ints, Items, Requests, requests_of
-from simulator.traffic.fields import Row, at_least_one, csv_rows
+from simulator.traffic.fields import Row, at_least_one, csv_rows, requests
 from simulator.traffic.shapes import pictures
 
 ABOUT = "Azure LLM and LMM traces (CSV with TIMESTAMP, ContextTokens, GeneratedTokens; optional NumImages)"
@@ -59,12 +59,12 @@ def load(path: str | Path, n: int | None = None, *, images: str = "pictures") ->
     rows = [rows[i] for i in order]
     notes: list[str] = []
     context = np.array([row.whole("ContextTokens") for row in rows], dtype=np.int64)
-    output = at_least_one([row.whole("GeneratedTokens") for row in rows], "generated tokens", notes)
+    output = at_least_one([row.whole("GeneratedTokens") for row in rows], "generated", notes)
     counts = np.array([row.whole("NumImages") if row.has("NumImages") else 0 for row in rows], dtype=np.int64)
     text = context - counts * IMAGE_TOKENS
     short = int((text < 1).sum())
     if short:
-        notes.append(f"{short:,} requests have no context tokens beside their pictures; their text is one token")
+        notes.append(f"{requests(short)} with no context tokens beside the pictures: text counted as one")
     items = _items(counts, images) if counts.any() else None
     return requests_of(arrival_s[order], np.maximum(1, text), output, items=items, name="azure", notes=notes)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from simulator.request import Requests, requests_of
-from simulator.traffic.fields import at_least_one, csv_rows
+from simulator.traffic.fields import at_least_one, csv_rows, requests
 from simulator.traffic.sessions import turns_of
 
 ABOUT = "BurstGPT traces (CSV with Timestamp, Request tokens, Response tokens; optional Session ID, Elapsed time)"
@@ -33,14 +33,14 @@ def load(path: str | Path, n: int | None = None) -> Requests:
     """Return the requests of a file; rows without an answer, which failed, are left out, as a note says."""
     rows = csv_rows(path, NEEDED, n)
     kept = [row for row in rows if row.whole("Response tokens") > 0]
-    notes = [f"{len(rows) - len(kept):,} failed requests, without response tokens, are left out"]
+    notes = [f"{requests(len(rows) - len(kept))} without response tokens, which failed: left out"]
     if not kept:
         raise ValueError(f"{Path(path).name} holds failed requests alone, without response tokens; give another")
     begin = np.array([row.number("Timestamp") for row in kept])
     order = np.argsort(begin, kind="stable")
     kept, begin = [kept[i] for i in order], begin[order] - begin.min()
     notes = notes if len(kept) < len(rows) else []
-    text = at_least_one([row.whole("Request tokens") for row in kept], "request tokens", notes)
+    text = at_least_one([row.whole("Request tokens") for row in kept], "input", notes)
     output = np.array([row.whole("Response tokens") for row in kept], dtype=np.int64)
     elapsed = np.array([row.number("Elapsed time") if row.has("Elapsed time") else 0.0 for row in kept])
     session = [str(row.values.get("Session ID") or "") for row in kept]

@@ -91,9 +91,13 @@ class Row:
 
     def wrong(self, key: str, rule: str) -> ValueError:
         """Return the error for a value that breaks a rule."""
-        return ValueError(
-            f"{self.where}: {key}={shown(self.values.get(key))} {rule}; correct the file, or leave it out"
-        )
+        return ValueError(f"{self.where}: {key}={shown(self.values.get(key))} {rule}; correct the file")
+
+    def wholes(self, key: str, least: int = 0) -> list[int]:
+        """Return the whole numbers of a list."""
+        held = {f"{key}[{index}]": value for index, value in enumerate(self.sequence(key))}
+        inside = Row(self.where, held)
+        return [inside.whole(name, least) for name in held]
 
     def _held(self, key: str) -> Any:  # noqa: ANN401 - foreign values have any type
         if not self.has(key):
@@ -174,5 +178,10 @@ def at_least_one(values: Sequence[int], what: str, notes: list[str]) -> Ints:
     found = np.array(values, dtype=np.int64)
     empty = int((found < 1).sum())
     if empty:
-        notes.append(f"{empty:,} requests with no {what} count as one token")
+        notes.append(f"{requests(empty)} with no {what} tokens: counted as one")
     return np.maximum(1, found)
+
+
+def requests(count: int) -> str:
+    """Return so many requests in words."""
+    return f"{count:,} request{'' if count == 1 else 's'}"
