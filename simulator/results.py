@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,6 +91,71 @@ def read_result(path: str | Path, *, options: Mapping[str, str] | None = None) -
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One figure of two runs.
+
+    Parameters
+    ----------
+    metric, statistic : str
+        A latency [s] and mean or percentile; or a rate [1/s], in total.
+    measured, simulated : float
+    error : float or None
+        (simulated - measured) / measured; None where 0 was measured.
+    """
+
+    metric: str
+    statistic: str
+    measured: float
+    simulated: float
+    error: float | None
+
+
+def differences(measured: Result, simulated: Result) -> tuple[list[Difference], list[str]]:
+    """Return the figures that both runs have, and in words those that one of them lacks."""
+    sides = (_figures(measured), _figures(simulated))
+    both = [key for key in sides[0] if key in sides[1]]
+    rows = []
+    for metric, statistic in both:
+        real, ours = (side[metric, statistic] for side in sides)
+        rows.append(Difference(metric, statistic, real, ours, (ours - real) / real if real else None))
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for one, mine, other in ((measured, sides[0], sides[1]), (simulated, sides[1], sides[0])):
+        for metric, statistic in other:
+            if (metric, statistic) not in mine:
+                lacking.setdefault((one.name, metric), []).append(statistic)
+    return rows, [f"{name} has no {metric}: {', '.join(names)}" for (name, metric), names in lacking.items()]
+
+
+def _figures(one: Result) -> dict[tuple[str, str], float]:
+    latencies = {
+        (latency, name): held[name]
+        for latency, held in ((key, one.latencies.get(key, {})) for key in LATENCIES)
+        for name in STATISTICS
+        if name in held
+    }
+    rates = {"requests_per_s": one.requests_per_s, "output_tokens_per_s": one.output_tokens_per_s}
+    return {**latencies, **{(name, "total"): value for name, value in rates.items() if value is not None}}
+
+
+def result_of(trace: Trace) -> Result:
+    """Return what a simulated run says of itself."""
+    done, span = trace.finished, trace.span_s
+    latencies = {name: statistics(getattr(trace, name)[done]) for name in ("ttft_s", "tpot_s", "e2e_s")}
+    gaps = Spread.of(*trace.itl)
+    latencies["itl_s"] = {name: value for name, value in asdict(gaps).items() if value is not None}
+    return Result(
+        name="the simulation",
+        tool=BACKEND,
+        completed=int(done.sum()),
+        failed=len(trace) - int(done.sum()),
+        requests_per_s=float(done.sum()) / span if span else None,
+        output_tokens_per_s=float(trace.output_tokens[done].sum()) / span if span else None,
+        latencies=latencies,
+        notes=trace.requests.notes,
+    )
+
+
 def vllm_result(trace: Trace, report: Report) -> dict[str, Any]:
     """Return a run by the keys of `vllm bench serve --save-result --save-detailed`.
 
@@ -166,10 +232,10 @@ def _deviation(trace: Trace, latency: str) -> float | None:
         if not weights.sum():
             return None
         mean = float(np.average(values, weights=weights))
-        return float(np.average((values - mean) ** 2, weights=weights)) ** 0.5
+        return math.sqrt(np.average((values - mean) ** 2, weights=weights))
     held: Array = getattr(trace, latency)[trace.finished]
     held = held[~np.isnan(held)]
-    return float(held.std()) if len(held) else None
+    return float(np.std(held)) if len(held) else None
 
 
 def _most_at_once(trace: Trace) -> int:

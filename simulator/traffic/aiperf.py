@@ -20,7 +20,7 @@ import numpy as np
 from costmodel.errors import unknown
 from simulator.request import Requests, requests_of
 from simulator.results import Result, statistics
-from simulator.traffic.fields import Row, at_least_one, json_lines
+from simulator.traffic.fields import Row, at_least_one, json_lines, requests
 from simulator.traffic.sessions import turns_of
 
 ABOUT = "records of aiperf (profile_export.jsonl)"
@@ -61,7 +61,7 @@ def _answered(rows: list[Row], name: str) -> tuple[list[Row], list[str]]:
     counts = {"that failed or were cancelled": len(rest) - len(kept), "of the warm-up": len(warm)}
     if not kept:
         raise ValueError(f"{name} has no request that was answered; give another run")
-    return kept, [f"{count:,} requests {what} are left out" for what, count in counts.items() if count]
+    return kept, [f"{requests(count)} {what}: left out" for what, count in counts.items() if count]
 
 
 def _metric(row: Row, key: str) -> Row:

@@ -2,8 +2,8 @@
 
 Keys are those of its schemas [1]_: `benchmarks[].metrics.time_to_first_token_ms.successful` with mean and percentiles,
 and `benchmarks[].requests.successful[]` with `prompt_tokens`, `output_tokens`, `request_start_time` (`start_time`
-before version 0.4), `request_latency` [s], `time_to_first_token_ms`, `inter_token_latency_ms`. What guidellm calls inter-token
-latency is one mean a request without its first token, which is our TPOT; it keeps no gaps between single tokens.
+before version 0.4), `request_latency` [s], `time_to_first_token_ms`, `inter_token_latency_ms`. What guidellm calls
+inter-token latency is one mean a request without its first token, which is our TPOT; it keeps no gaps between tokens.
 
 References
 ----------
@@ -20,7 +20,7 @@ import numpy as np
 
 from simulator.request import Requests, requests_of
 from simulator.results import MILLI, STATISTICS, Result, statistics
-from simulator.traffic.fields import Row, at_least_one, json_object
+from simulator.traffic.fields import Row, at_least_one, json_object, requests
 
 ABOUT = "reports of guidellm (benchmarks.json)"
 UNANSWERED: Final = ("incomplete", "errored")
@@ -50,10 +50,9 @@ def load(path: str | Path, n: int | None = None, *, benchmark: str = "") -> Requ
         Which one, from 0; needed where the report has several.
     """
     one = _benchmark(json_object(path), benchmark)
-    requests = one.part("requests")
-    rows = requests.parts("successful")
+    rows = one.part("requests").parts("successful")
     if not rows:
-        raise requests.wrong("successful", "must have requests")
+        raise one.part("requests").wrong("successful", "must have requests")
     key = next((key for key in STARTS if rows[0].has(key)), STARTS[0])
     rows = sorted(rows, key=lambda row: row.number(key))[:n]
     times = np.array([row.number(key) for row in rows])
@@ -76,16 +75,16 @@ def _benchmark(held: Row, wanted: str) -> Row:
 
 
 def _unanswered(one: Row) -> int:
-    requests = one.part("requests")
-    return sum(len(requests.sequence(key)) for key in UNANSWERED if requests.has(key))
+    held = one.part("requests")
+    return sum(len(held.sequence(key)) for key in UNANSWERED if held.has(key))
 
 
 def _notes(one: Row) -> list[str]:
     lost, kept = _unanswered(one), len(one.part("requests").sequence("successful"))
     answered = _answered(one)
-    notes = [f"{lost:,} requests that were not answered are left out"] if lost else []
+    notes = [f"{requests(lost)} not answered: left out"] if lost else []
     if answered is not None and answered > kept:
-        notes.append(f"the file keeps {kept:,} of {answered:,} answered requests, a sample")
+        notes.append(f"{requests(answered - kept)} answered and not in the file, which keeps a sample: left out")
     return notes
 
 

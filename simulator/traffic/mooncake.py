@@ -76,7 +76,14 @@ def _shared(blocks: list[list[int]], text: Ints) -> tuple[Ints, Ints]:
     return parent, shared
 
 
-def write(requests: Requests, path: str | Path, service: Service | None = None, arrival_s: Array | None = None) -> None:
+def write(
+    requests: Requests,
+    path: str | Path,
+    service: Service | None = None,
+    *,
+    arrival_s: Array | None = None,
+    prompt_tokens: Ints | None = None,
+) -> None:
     """Write requests as lines of this format; blocks that prompts share have equal ids.
 
     Parameters
@@ -84,14 +91,16 @@ def write(requests: Requests, path: str | Path, service: Service | None = None, 
     requests : Requests
     path : str or Path
     service : Service, optional
-        What says how many tokens a picture is; needed where there are pictures.
+        What says how many tokens a picture is; needed where prompts share pictures.
     arrival_s : ndarray, optional
         When each came, from a run; needed where requests follow on answers [s].
+    prompt_tokens : ndarray of int, optional
+        Of each prompt, pictures included, from a run; this or a service is needed where there are pictures.
 
     Raises
     ------
     ValueError
-        If there are pictures and no service, or requests that follow on answers and no times of a run.
+        If there are pictures and nothing says their tokens, or requests that follow on answers and no times of a run.
 
     Notes
     -----
@@ -100,13 +109,15 @@ def write(requests: Requests, path: str | Path, service: Service | None = None, 
     """
     if arrival_s is None and (requests.after >= 0).any():
         raise ValueError("requests that follow on answers have no times; simulate them, and write the run")
-    if service is None and requests.n_items.any():
+    known = prompt_tokens is not None and not requests.shared_items.any()
+    if requests.n_items.any() and service is None and not known:
         raise ValueError("a picture is no tokens without a model; give a service, or simulate, and write the run")
     times = requests.arrival_s if arrival_s is None else arrival_s
     came = np.flatnonzero(~np.isnan(times))
     if len(came) < len(requests):
         raise ValueError(f"{len(requests) - len(came):,} requests never came, and have no times; write the run as .csv")
-    prompt, shared = requests.text_tokens, requests.shared_text_tokens
+    prompt = requests.text_tokens if prompt_tokens is None else prompt_tokens
+    shared = requests.shared_text_tokens
     if service is not None:
         resolved = resolve(requests, service)
         prompt, shared = np.array(resolved.prompt_tokens, dtype=np.int64), resolved.shared_tokens

@@ -236,7 +236,7 @@ def _client(path: Path) -> Client:
 
 
 def _windows(path: Path) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
     with path.open(encoding=ENCODING, newline="") as file:
         reader = csv.reader(file)
         for cells in filter(None, reader):

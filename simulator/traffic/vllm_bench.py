@@ -75,9 +75,8 @@ def _kept(held: Row) -> tuple[list[int], int]:
     lengths = held.numbers("output_lens")
     for key in ("input_lens", "ttfts", "itls", "start_times", "errors"):
         if held.has(key) and len(held.sequence(key)) != len(lengths):
-            raise ValueError(
-                f"{held.where}: {key} has {len(held.sequence(key))} entries and output_lens {len(lengths)}"
-            )
+            count = len(held.sequence(key))
+            raise ValueError(f"{held.where}: {key} has {count} entries and output_lens {len(lengths)}; correct it")
     errors = held.sequence("errors") if held.has("errors") else [""] * len(lengths)
     kept = [index for index, (tokens, error) in enumerate(zip(lengths, errors, strict=True)) if tokens and not error]
     if not kept:
