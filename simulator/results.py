@@ -141,9 +141,6 @@ def _figures(one: Result) -> dict[tuple[str, str], float]:
 def result_of(trace: Trace) -> Result:
     """Return what a simulated run says of itself."""
     done, span = trace.finished, trace.span_s
-    latencies = {name: statistics(getattr(trace, name)[done]) for name in ("ttft_s", "tpot_s", "e2e_s")}
-    gaps = Spread.of(*trace.itl)
-    latencies["itl_s"] = {name: value for name, value in asdict(gaps).items() if value is not None}
     return Result(
         name="the simulation",
         tool=BACKEND,
@@ -151,9 +148,16 @@ def result_of(trace: Trace) -> Result:
         failed=len(trace) - int(done.sum()),
         requests_per_s=float(done.sum()) / span if span else None,
         output_tokens_per_s=float(trace.output_tokens[done].sum()) / span if span else None,
-        latencies=latencies,
+        latencies={name: _latency(trace, name) for name in LATENCIES},
         notes=trace.requests.notes,
     )
+
+
+def _latency(trace: Trace, name: str) -> dict[str, float]:
+    """Return the statistics of a latency as tools work them out; of gaps, which are weighted, as the report does."""
+    if name != "itl_s":
+        return statistics(getattr(trace, name)[trace.finished])
+    return {key: value for key, value in asdict(Spread.of(*trace.itl)).items() if value is not None}
 
 
 def vllm_result(trace: Trace, report: Report) -> dict[str, Any]:
@@ -207,7 +211,7 @@ def vllm_result(trace: Trace, report: Report) -> dict[str, Any]:
         "max_concurrent_requests": _most_at_once(trace),
     }
     for latency in LATENCIES:
-        found |= _statistics(SHORT[latency], getattr(report, latency), _deviation(trace, latency))
+        found |= _keys(SHORT[latency], _latency(trace, latency), _deviation(trace, latency))
     return found
 
 
@@ -217,13 +221,10 @@ def _even(trace: Trace, index: int) -> list[float]:
     return [float(trace.tpot_s[index])] * gaps if trace.finished[index] and gaps else []
 
 
-def _statistics(short: str, spread: Spread, deviation: float | None) -> dict[str, float | None]:
-    def milli(value: float | None) -> float | None:
-        return None if value is None else value / MILLI
-
-    found = {f"mean_{short}_ms": milli(spread.mean), f"median_{short}_ms": milli(spread.p50)}
-    found[f"std_{short}_ms"] = milli(deviation)
-    return found | {f"p{percent}_{short}_ms": milli(getattr(spread, f"p{percent}")) for percent in PERCENTILES}
+def _keys(short: str, held: Mapping[str, float], deviation: float | None) -> dict[str, float | None]:
+    names = {"mean": "mean", "median": "p50", **{name: name for name in STATISTICS[1:]}}
+    found = {f"{name}_{short}_ms": held[key] / MILLI if key in held else None for name, key in names.items()}
+    return found | {f"std_{short}_ms": None if deviation is None else deviation / MILLI}
 
 
 def _deviation(trace: Trace, latency: str) -> float | None:

@@ -58,7 +58,7 @@ def _answered(rows: list[Row], name: str) -> tuple[list[Row], list[str]]:
     kept = [
         row for row in rest if not row.has("error") and row.part("metadata").values.get("was_cancelled") is not True
     ]
-    counts = {"that failed or were cancelled": len(rest) - len(kept), "of the warm-up": len(warm)}
+    counts = {"unanswered": len(rest) - len(kept), "of the warm-up": len(warm)}
     if not kept:
         raise ValueError(f"{name} has no request that was answered; give another run")
     return kept, [f"{requests(count)} {what}: left out" for what, count in counts.items() if count]

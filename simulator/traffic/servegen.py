@@ -188,10 +188,10 @@ def _histogram(spread: Row, key: str) -> Histogram:
     """Return how often each value occurs; the files write it as a Python mapping inside a text."""
     text = spread.text(key)
     try:
-        held = ast.literal_eval(text)
+        held = dict(ast.literal_eval(text))
         values = np.array([int(value) for value in held], dtype=np.int64)
-        shares = np.array([float(held[value]) for value in held])
-    except (ValueError, SyntaxError, TypeError, KeyError):
+        shares = np.array([float(share) for share in held.values()])
+    except (ValueError, SyntaxError, TypeError):
         raise spread.wrong(key, "must be a mapping of counts to probabilities in a text") from None
     if not len(values) or values.min() < 0 or shares.min() < 0 or abs(shares.sum() - 1) > SUM_TOLERANCE:
         raise spread.wrong(key, "must map counts of 0 or more to probabilities that add up to 1")
