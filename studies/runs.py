@@ -46,15 +46,9 @@ def compared(measured: str, simulated: str | None, *, model: str | None, hardwar
     if not rows:
         raise ValueError(f"{real.name} and {ours.name} have no figure in common; save the runs in detail")
     inputs = {"measured": measured, "simulated": simulated, "model": model, "hardware": hardware}
-    values = {
-        "measured": asdict(real),
-        "simulated": asdict(ours),
-        "differences": [asdict(row) for row in rows],
-        "missing": missing,
-    }
-    return Answer(
-        "compare", inputs, values, lambda: values["differences"], lambda to: _show(to, real, ours, rows, missing)
-    )
+    flat = [asdict(row) for row in rows]
+    values = {"measured": asdict(real), "simulated": asdict(ours), "differences": flat, "missing": missing}
+    return Answer("compare", inputs, values, lambda: flat, lambda to: _show(to, real, ours, rows, missing))
 
 
 def _other(
