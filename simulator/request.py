@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, TypeAlias
@@ -88,6 +88,8 @@ class Requests:
         other and those that follow on it, when the last request of the one before has ended.
     name : str
         What the traffic is called.
+    notes : tuple of str
+        What its reader left out or took for granted, with how often, in words.
     """
 
     arrival_s: Array
@@ -107,6 +109,7 @@ class Requests:
     patience_s: Array
     concurrency: int = 0
     name: str = "requests"
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse columns that no traffic has."""
@@ -186,12 +189,13 @@ def requests_of(
     concurrency: int = 0,
     name: str = "requests",
     links: Mapping[str, NDArray[Any]] | None = None,
+    notes: Sequence[str] = (),
 ) -> Requests:
     """Return requests from the columns that they need; the others take their neutral values.
 
     Parameters
     ----------
-    arrival_s, text_tokens, output_tokens, items, concurrency, name
+    arrival_s, text_tokens, output_tokens, items, concurrency, name, notes
         As in `Requests`.
     links : mapping, optional
         Of parent, shared_text_tokens, shared_items, after, priority, patience_s and max_output_tokens, those that are
@@ -222,6 +226,7 @@ def requests_of(
         patience_s=np.ascontiguousarray(given["patience_s"], dtype=float),
         concurrency=concurrency,
         name=name,
+        notes=tuple(notes),
         **{key: _whole(given.get(key, default)) for key, default in neutral.items()},
     )
 

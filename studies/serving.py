@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -10,8 +11,12 @@ from cyclopts import Group, Parameter
 from pydantic import ValidationError
 
 from costmodel.errors import one_line, unknown
-from simulator import Requests, ServingPlan, Slo, traffic
+from simulator import Report, Requests, ServingPlan, Slo, Trace, traffic
+from simulator.results import vllm_result
+from simulator.rows import write_rows
+from simulator.service import Service
 from simulator.serving_plan import Traffic
+from simulator.traffic import mooncake
 from studies.options import Flag, Texts, Whole
 
 PLAN: Final = Group("Plan", sort_key=1)
@@ -67,7 +72,7 @@ class Asked:
     Parameters
     ----------
     workload : str
-        A workload of lvlm workloads, or the file of a trace.
+        A workload of lvlm workloads, or the file of a trace; FILE:key=value sets an option of its format.
     rate : float
         Requests a second.
     arrivals : str
@@ -206,11 +211,30 @@ def requests_of(wanted: Traffic, seed: int) -> Requests:
     if wanted.name in traffic.preset_names():
         rate, users = wanted.rate, wanted.concurrency
         return traffic.preset(wanted.name, rate, wanted.requests, seed, arrivals=wanted.arrivals, concurrency=users)
-    if not Path(wanted.name).exists():
+    path, options = traffic.with_options(wanted.name)
+    if not Path(path).exists():
         raise unknown("workload", wanted.name, traffic.preset_names())
     if wanted.concurrency:
         raise ValueError("--concurrency replays no trace; leave it out, or give a workload by name")
-    return traffic.read(wanted.name, rate=wanted.rate, n=wanted.requests)
+    return traffic.read(path, rate=wanted.rate, n=wanted.requests, seed=seed, options=options)
+
+
+def write_run(trace: Trace, one: Report, path: str) -> None:
+    """Write a run: vLLM's result keys as .json, Mooncake's lines as .jsonl, else a row a request."""
+    if path.endswith(".json"):
+        Path(path).write_text(json.dumps(vllm_result(trace, one)) + "\n", encoding="utf-8")
+    elif path.endswith(".jsonl"):
+        requests, times = trace.requests, trace.columns["arrival_s"]
+        service = _service(trace.plan) if requests.shared_items.any() else None
+        mooncake.write(requests, path, service, arrival_s=times, prompt_tokens=trace.prompt_tokens)
+    else:
+        write_rows(trace, path)
+
+
+def _service(plan: ServingPlan) -> Service:
+    from simulator.step_service import StepService
+
+    return StepService.of(plan)
 
 
 def slo_of(promises: Promises, plan: ServingPlan) -> Slo:

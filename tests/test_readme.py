@@ -30,7 +30,8 @@ def test_commands_run(command, tmp_path, monkeypatch, capsys):
     photo = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
     monkeypatch.chdir(tmp_path)
     config = README.parent / "costmodel" / "model_configs" / "llava-1.5-7b.json"
-    files = {"photo.jpg": str(photo), "config.json": str(config)}
+    run = README.parent / "tests" / "simulator" / "fixtures" / "vllm_bench.good.json"
+    files = {"photo.jpg": str(photo), "config.json": str(config), "measured.json": str(run), "run.json": str(run)}
     arguments = [files.get(part, part) for part in shlex.split(command)[1:]]
     assert main(arguments) == 0, capsys.readouterr().err
 

@@ -2,6 +2,6 @@
 
 from simulator.traffic.arrivals import arrival_times
 from simulator.traffic.presets import preset, preset_names
-from simulator.traffic.read import format_names, read
+from simulator.traffic.read import format_names, read, with_options
 
-__all__ = ["arrival_times", "format_names", "preset", "preset_names", "read"]
+__all__ = ["arrival_times", "format_names", "preset", "preset_names", "read", "with_options"]

@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
-import csv
-import itertools
 from pathlib import Path
 
 import numpy as np
 
 from costmodel import Image
-from simulator.request import Requests, requests_of
+from simulator.request import Items, Requests, requests_of
+from simulator.traffic.fields import Row, csv_rows
 from simulator.traffic.shapes import pictures
 
-ABOUT = "tables (CSV with arrival_s, text_tokens, output_tokens; optional images, width, height)"
+ABOUT = "tables (CSV with arrival_s, text_tokens, output_tokens; optional images, width, height, priority, patience_s)"
 NEEDED = ("arrival_s", "text_tokens", "output_tokens")
 
 
 def matches(head: str) -> bool:
     """Return whether a file begins like this format; what `lvlm simulate -o` writes does."""
-    first = head.splitlines()[0].split(",") if head else []
+    first = [name.strip() for name in head.splitlines()[0].split(",")] if head else []
     return all(name in first for name in NEEDED)
 
 
 def load(path: str | Path, n: int | None = None) -> Requests:
     """Return the requests of a file."""
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        rows = list(itertools.islice(csv.DictReader(file), n))
-    times = np.array([float(row["arrival_s"]) for row in rows])
+    rows = csv_rows(path, NEEDED, n)
+    times = np.array([row.number("arrival_s") for row in rows])
     order = np.argsort(times, kind="stable")
     rows = [rows[i] for i in order]
-    text, output = (np.array([int(float(row[key])) for row in rows]) for key in NEEDED[1:])
-    counts = np.array([int(row.get("images") or 0) for row in rows], dtype=np.int64)
-    items = None
-    if counts.any():
-        wanted = [Image(int(row["width"]), int(row["height"])) for row in rows for _ in range(int(row["images"] or 0))]
-        sizes = list(dict.fromkeys(wanted))
-        items = pictures(counts, np.array([sizes.index(size) for size in wanted]), sizes)
-    return requests_of(times[order] - times.min(), text, output, items=items, name=Path(path).stem)
+    text, output = (np.array([row.whole(key, 1) for row in rows], dtype=np.int64) for key in NEEDED[1:])
+    links = {
+        "priority": np.array([row.whole("priority") if row.has("priority") else 0 for row in rows], dtype=np.int64),
+        "patience_s": np.array([_patience_s(row) for row in rows]),
+    }
+    at = times[order] - times.min()
+    return requests_of(at, text, output, items=_items(rows), name=Path(path).stem, links=links)
+
+
+def _patience_s(row: Row) -> float:
+    if row.has("patience_s") and row.number("patience_s") == 0:
+        raise row.wrong("patience_s", "must be more than 0")
+    return row.number("patience_s") if row.has("patience_s") else np.inf
+
+
+def _items(rows: list[Row]) -> Items | None:
+    counts = np.array([row.whole("images") if row.has("images") else 0 for row in rows], dtype=np.int64)
+    for row, count in zip(rows, counts.tolist(), strict=True):
+        if row.has("items") and row.whole("items") != count:
+            raise row.wrong("items", "has no images, width and height beside it; write the run as .jsonl instead")
+    if not counts.any():
+        return None
+    wanted = [
+        Image(row.whole("width", 1), row.whole("height", 1))
+        for row, count in zip(rows, counts.tolist(), strict=True)
+        for _ in range(count)
+    ]
+    sizes = list(dict.fromkeys(wanted))
+    index = {size: kind for kind, size in enumerate(sizes)}
+    return pictures(counts, np.array([index[size] for size in wanted], dtype=np.int64), sizes)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from costmodel import Image, Video
+from costmodel.base import Array
 from simulator.request import NONE, Ints, Items
 from simulator.traffic.shapes import Drawn, Generator, exponential_tokens
 
@@ -96,3 +99,38 @@ def streaming_video(n: int, rng: Generator, *, pieces: int = 12, seconds: float 
     before = 30 + index * (question[0] + answer[0])
     items = Items(offsets, np.zeros(len(owner), dtype=np.int64), content, before, (clip,))
     return Drawn(text, answer, items, links, np.full(n, seconds))
+
+
+def turns_of(
+    session: Sequence[str], begin_s: Array, end_s: Array, text: Ints, output: Ints
+) -> tuple[Array, dict[str, Ints]]:
+    """Return the arrivals [s] and links of measured requests, those of one session being turns of a conversation.
+
+    Parameters
+    ----------
+    session : sequence of str
+        By request, what it belongs to; empty where it stands alone.
+    begin_s, end_s : ndarray
+        When it was sent, not decreasing, and when its answer had ended [s].
+    text, output : ndarray of int
+        Tokens.
+
+    Notes
+    -----
+    A turn follows on the one before if that had ended, and then comes as long after it as it did. Its prompt holds the
+    earlier turns if it is long enough to; nothing in such a trace says so.
+    """
+    n = len(session)
+    arrival_s, after, shared = begin_s.copy(), np.full(n, NONE), np.zeros(n, dtype=np.int64)
+    parent = np.full(n, NONE)
+    last: dict[str, int] = {}
+    for index, name in enumerate(session):
+        before = last.get(name, NONE) if name else NONE
+        last[name] = index
+        if before == NONE or end_s[before] > begin_s[index]:
+            continue
+        after[index], arrival_s[index] = before, begin_s[index] - end_s[before]
+        said = int(text[before] + output[before])
+        if text[index] >= said:
+            parent[index], shared[index] = before, said
+    return arrival_s, {"after": after, "parent": parent, "shared_text_tokens": shared}

@@ -81,16 +81,28 @@ def pictures(counts: Ints, kind: Ints, sizes: Sequence[Media], content: Ints | N
     return Items(offsets, kind, shown, np.zeros(total, dtype=np.int64), tuple(sizes))
 
 
-def squares_of_tokens(tokens: Array, side: int = 28, most: int = 64) -> tuple[Ints, list[Image]]:
-    """Return square pictures of about so many tokens, in at most so many sizes, and which of them each is.
+def pictures_of_tokens(tokens: Ints, side: int = 28, longest: float = 2.0) -> tuple[Ints, list[Image]]:
+    """Return pictures of as nearly so many tokens as a rectangle can have, and which of them each is.
 
     Parameters
     ----------
+    tokens : ndarray of int
+        Of each picture.
     side : int
         Pixels of a token's side: 28 in Qwen2-VL and Qwen2.5-VL.
+    longest : float
+        Most by which a picture is longer than high.
     """
-    sides = np.maximum(1, np.rint(np.sqrt(tokens)))
-    edges = np.unique(np.rint(np.geomspace(1, max(sides.max(), 2), most)))
-    index = np.minimum(np.searchsorted(edges, sides), len(edges) - 1)
-    used, kind = np.unique(index, return_inverse=True)
-    return kind.astype(np.int64), [Image(int(edges[i]) * side, int(edges[i]) * side) for i in used]
+    different, kind = np.unique(tokens, return_inverse=True)
+    sizes = [_rectangle(int(count), longest) for count in different]
+    return kind.astype(np.int64), [Image(wide * side, high * side) for wide, high in sizes]
+
+
+def _rectangle(count: int, longest: float) -> tuple[int, int]:
+    """Return the sides of a rectangle of about so many squares, the squarest of the nearest."""
+    high = np.arange(1, int(count**0.5) + 1)
+    wide = np.maximum(high, np.rint(count / high).astype(np.int64))
+    fits = wide <= np.maximum(longest * high, high + 1)
+    miss = np.where(fits, np.abs(wide * high - count), np.inf)
+    best = len(miss) - 1 - int(np.argmin(miss[::-1]))  # of equals, the highest
+    return int(wide[best]), int(high[best])

@@ -15,6 +15,7 @@ from rich.table import Table
 from costmodel import load_hardware
 from costmodel.efficiency.fitted import FittedProfile, read_fitted
 from costmodel.errors import first_line
+from studies import runs
 from studies.options import FOR_PEOPLE, OUTPUT, Format
 from studies.output import Answer, emit, note
 from studies.tables import percent, seconds, sections, table
@@ -44,10 +45,13 @@ def compare(
     hardware: str | None = None,
     engine: str = "fused",
     fitted: Annotated[tuple[Path, ...], Parameter(show_default=False)] = (),
+    simulated: str | None = None,
     form: Format = FOR_PEOPLE,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=OUTPUT)] = None,
 ) -> None:
     """Put measurements beside their predictions: signed errors, medians, and how many lie in the band.
+
+    A result of vllm bench serve, guidellm or aiperf is put beside a simulated run: latencies and throughput.
 
     Kernels are predicted under the fitted curve of their library on the device, where there is one, and else under the
     flat efficiencies of the engine; stages as lvlm predict does.
@@ -55,7 +59,7 @@ def compare(
     Parameters
     ----------
     measurements : tuple of Path
-        Files of measurement lines, or folders of them.
+        Files of measurement lines, or folders of them; or one result of a benchmark tool.
     model : str
         Of lines of stages that name none.
     hardware : str
@@ -64,9 +68,19 @@ def compare(
         What the software adds; see lvlm engines.
     fitted : tuple of Path
         A file of curves that lvlm calibrate wrote, which counts before those of the catalogue. Repeat for several.
+    simulated : str
+        Beside a result: what lvlm simulate -o run.json wrote, or a PLAN.toml, under which the result's own requests are
+        simulated; by default --model on one --hardware.
     output : Path
         Draw measured against predicted times into this file, .svg, .png or .pdf.
     """
+    if len(measurements) == 1 and runs.holds_result(str(measurements[0])):
+        if output is not None or fitted:
+            raise ValueError("a result has no --output and no --fitted; leave them out")
+        emit(runs.compared(str(measurements[0]), simulated, model=model, hardware=hardware), form)
+        return
+    if simulated is not None:
+        raise ValueError("--simulated stands beside one result of vllm bench serve, guidellm or aiperf; give that file")
     from runtime import compare as comparing
     from runtime.measurement import measurement_files, read_measurements
 

@@ -13,7 +13,6 @@ from rich.table import Table
 from simulator import Report, Requests, ServingPlan, Slo, Trace, check, report
 from simulator import simulate as run
 from simulator.report import confidence
-from simulator.rows import write_rows
 from simulator.timeline import write_timeline
 from studies import serving
 from studies.options import FOR_PEOPLE, Format, Texts
@@ -48,7 +47,8 @@ def simulate(
     compare : tuple of str
         Another system under the same traffic. Repeat for several.
     output : str
-        A file for a row a request: .csv or .parquet.
+        A file for a row a request, .csv or .parquet; for the keys of vllm bench serve, .json; or for Mooncake's lines,
+        .jsonl.
     timeline : str
         A file for https://ui.perfetto.dev: .json or .json.gz.
     plot : str
@@ -62,7 +62,7 @@ def simulate(
     runs = [_run(wanted, serving.requests_of(comes, asked.seed + i), asked.seed + i) for i in range(asked.seeds)]
     reports = [report(trace, slo) for trace in runs]
     others = {name: _other(name, wanted, runs[0], slo) for name in compare}
-    _write(runs[0], output=output, timeline=timeline, plot=plot)
+    _write(runs[0], reports[0], output=output, timeline=timeline, plot=plot)
     values = reports[0].as_dict()
     if len(reports) > 1:
         values["confidence"] = confidence(reports)
@@ -121,9 +121,11 @@ class _progress:  # noqa: N801 - used as a context
             self._bar.stop()
 
 
-def _write(trace: Trace, *, output: str | None, timeline: str | None, plot: str | None) -> None:
+def _write(trace: Trace, one: Report, *, output: str | None, timeline: str | None, plot: str | None) -> None:
+    for said in trace.requests.notes:
+        note(f"{trace.requests.name}: {said}")
     if output is not None:
-        write_rows(trace, output)
+        serving.write_run(trace, one, output)
         note(f"{len(trace):,} requests in {output}")
     if timeline is not None:
         write_timeline(trace, timeline)

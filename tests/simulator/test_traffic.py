@@ -11,7 +11,6 @@ from simulator.request import Items, requests_of
 from simulator.resolve import resolve
 from simulator.service import LinearService
 from simulator.traffic.arrivals import PROCESSES, arrival_times
-from simulator.traffic.read import formats
 
 SERVICE = LinearService(step_base_s=5e-3, token_s=1e-5, sequence_s=1e-5, patch_s=1e-6)
 PLAN = ServingPlan(model="any", pools=(Pool(hardware="any"),))
@@ -80,11 +79,26 @@ def test_the_mean_text_preset_is_as_its_name_says():
 
 
 def test_servegen_has_the_published_pictures_and_lengths():
-    requests = traffic.preset("servegen-mm-image", 1.0, 50_000, 0)
-    assert requests.n_items.mean() == pytest.approx(1.59, rel=0.12)
+    requests = traffic.preset("servegen-mm-image", 1.0, 100_000, 0)
+    tokens = np.array([item.width * item.height / 784 for item in requests.media])[requests.item_kind]
     assert (requests.n_items == 1).mean() == pytest.approx(0.798, abs=0.01)
-    assert np.median(requests.text_tokens) == pytest.approx(106, rel=0.05)
-    assert np.median(requests.output_tokens) == pytest.approx(100, rel=0.05)
+    published = (
+        (requests.n_items, 1.59, {95: 4, 99: 9, 99.9: 40}),
+        (tokens, 650, {10: 6, 25: 234, 50: 540, 75: 1196, 90: 1224, 99: 1271}),
+        (requests.text_tokens, 572, {50: 106, 75: 1032, 90: 1914, 99: 3064}),
+        (requests.output_tokens, 130, {50: 100, 90: 264, 99: 587, 99.9: 2000}),
+    )
+    for column, mean, points in published:
+        assert column.mean() == pytest.approx(mean, rel=0.02)
+        for share, value in points.items():
+            assert np.percentile(column, share) == pytest.approx(value, rel=0.03), (mean, share)
+
+
+def test_conversations_begin_as_the_arrivals_say():
+    requests = traffic.preset("text-chat", 5.0, 50_000, 0)
+    gaps = np.diff(requests.arrival_s[requests.after < 0])
+    assert gaps.mean() == pytest.approx(1.0, rel=0.02)  # five turns each: one conversation a second
+    assert gaps.std() / gaps.mean() == pytest.approx(1.0, rel=0.03)
 
 
 def test_azure_has_the_published_quantiles():
@@ -142,31 +156,6 @@ def test_users_of_a_closed_loop_may_hold_conversations():
 
 
 # Files
-
-
-def test_every_format_is_found_by_its_head_and_only_there(tmp_path):
-    heads = {
-        "azure": "TIMESTAMP,ContextTokens,GeneratedTokens\n"
-        "2023-11-16 18:17:03.9799600,480,10\n2023-11-16 18:17:04.5,31,8\n",
-        "burstgpt": "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
-        "5,ChatGPT,472,18,490,x\n9,GPT-4,10,0,10,x\n",
-        "mooncake": '{"timestamp": 0, "input_length": 1100, "output_length": 5, "hash_ids": [0, 1, 2]}\n'
-        '{"timestamp": 27, "input_length": 900, "output_length": 6, "hash_ids": [0, 9]}\n',
-        "rows": "arrival_s,text_tokens,output_tokens,images,width,height\n0.5,10,3,2,640,480\n0.1,8,4,0,,\n",
-    }
-    assert sorted(heads) == traffic.format_names()
-    for name, text in heads.items():
-        path = tmp_path / name
-        path.write_text(text)
-        assert [m.__name__.rpartition(".")[2] for m in formats() if m.matches(text)] == [name]
-        check(simulate(PLAN, traffic.read(path), service=SERVICE))
-    mooncake = traffic.read(tmp_path / "mooncake")
-    assert (mooncake.parent.tolist(), mooncake.shared_text_tokens.tolist()) == ([-1, 0], [0, 512])
-    rows = traffic.read(tmp_path / "rows")
-    assert (rows.text_tokens.tolist(), rows.n_items.tolist(), rows.media) == ([8, 10], [0, 2], (Image(640, 480),))
-    assert traffic.read(tmp_path / "burstgpt").output_tokens.tolist() == [18]
-    assert traffic.read(tmp_path / "azure").arrival_s[1] == pytest.approx(0.52004)
-    assert np.diff(traffic.read(tmp_path / "azure", rate=4.0).arrival_s) == pytest.approx(0.25)
 
 
 def test_what_is_no_trace_is_refused_in_one_line(tmp_path):
