@@ -140,6 +140,7 @@ class Batch:
         self._has_items = bool(resolved.item_start)
         self._from_others = duty is not None  # whether there may be anything
         self._reserved = False  # whether this step's blocks of the decoding sequences are taken
+        self._may_fit_later = False  # whether the head of the queue fits once less of its prompt is cached
 
     # What a policy sees
 
@@ -158,6 +159,11 @@ class Batch:
         """Running requests that generate."""
         return self.decode.size
 
+    @property
+    def next_may_start(self) -> bool:
+        """Whether the next arrival could start before all that wait: nobody does, or the order is not that of arrival."""
+        return (not self.queue or self.key is not None) and len(self.running) < self.limits.max_sequences
+
     # Forming a step
 
     def form(self, decision: Decision) -> None:
@@ -166,7 +172,7 @@ class Batch:
             self.chunks, self.owners, self.finishing, self.admitted = [], [], [], []
         if self.preempted:
             self.preempted, self.returned = [], []
-        self.decodes = self._reserved = False
+        self.decodes = self._reserved = self._may_fit_later = False
         if self._from_others:
             self._take_from_others()
         if self._has_items and (self.queue or self.started):
@@ -293,10 +299,9 @@ class Batch:
                 hit, reused = kv.hit(request, (goal - 1) // block)
             start = hit * block
             tokens, plan = self._chunk(request, start, budget)
-            if not tokens:
-                break
             need = -(-(start + tokens) // block) - hit
-            if need + reused > kv.free:
+            if not tokens or need + reused > kv.free:
+                self._may_fit_later = reused > 0  # from an earlier start, a chunk may end earlier
                 break
             queue.popleft()
             if shares:
@@ -461,6 +466,8 @@ class Batch:
 
     def steady_steps(self, most: int) -> int:
         """Return for how many steps of decoding alone the batch cannot change, this one included."""
+        if self._may_fit_later:
+            return 1
         return self.decode.steady_steps(self.kv.free + self.decode.new_blocks(), most)
 
     def close(self, steps: int) -> tuple[list[int], list[int]]:

@@ -153,7 +153,7 @@ class Worker:
     def enqueue(self, request: int) -> None:
         """Take in a request, now."""
         batch, now = self.batch, self.clock.now
-        changes = not batch.queue and len(batch.running) < self.limits.max_sequences
+        changes = batch.next_may_start
         batch.queue.append(request)
         self.tape.queue(request, now)
         if self._flight is None:
@@ -336,7 +336,7 @@ class Worker:
         steps = 1
         if self.most_leap > 1 and self.slowness == 1.0 and not batch.preempted:  # the next step may admit behind one
             most = self.most_leap
-            if not batch.queue and len(batch.running) < self.limits.max_sequences:  # the next arrival would be taken in
+            if batch.next_may_start:
                 next_s = self.inbox.next_s
                 if next_s - start < most * self._decode_s:
                     most = int((next_s - start) / self._decode_s) + 2
