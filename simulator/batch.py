@@ -9,8 +9,9 @@ from simulator.batching import Decision
 from simulator.decoding import DecodeSet
 from simulator.encoder import Encoder, Plan
 from simulator.kv_cache import KvCache
+from simulator.prompt import Chunk
 from simulator.resolve import Resolved
-from simulator.service import Chunk, ReadRule
+from simulator.service import ReadRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ class Batch:
         self.limits = limits
         self.kv = KvCache(limits.kv_blocks, resolved.leaves() if limits.prefix_caching else {})
         self.encoder = Encoder(resolved, limits.encoder_budget, limits.encoder_cache_tokens)
-        self.decode = DecodeSet(rules, limits.block_tokens)
+        self.decode = DecodeSet(rules, limits.block_tokens, resolved.own_keys, resolved.kept_tokens)
         self.queue: deque[int] = deque()
         self.running: dict[int, None] = {}  # in order of admission
         self.started: dict[int, int] = {}  # running requests whose prompt is not computed -> tokens that are
@@ -156,8 +157,7 @@ class Batch:
         return len(self.paused)
 
     def _pause_one(self, request: int) -> None:
-        offset = self.decode.offset[request]
-        if (offset - 1 + self.decode.clock) % self.limits.block_tokens == 0:  # its new block waits with it
+        if self.decode.needs_block(request):  # it waits with the sequence
             self.kv.give(1)
         tokens, steps = self.decode.leave(request)
         self.paused.append((request, tokens + 1, steps))
@@ -176,8 +176,8 @@ class Batch:
         tokens, plan = self._chunk(request, start, budget)
         if not tokens:
             return 0
-        block = self.limits.block_tokens
-        need = -(-(start + tokens) // block) + -start // block
+        held = self.resolved.prefill_blocks
+        need = held(request, start + tokens) - held(request, start)
         while need > self.kv.free:
             last = next(reversed(self.running))
             self._preempt(last)
@@ -205,7 +205,7 @@ class Batch:
         """Put a chunk into the step."""
         if plan is not None:
             self.encoder.commit(request, plan)
-        self.chunks.append((start, tokens))
+        self.chunks.append((start, tokens, self.resolved.prompts[request]))
         self.owners.append(request)
         end = start + tokens
         if end == (self.target.get(request) or self.resolved.prompt_tokens[request]):
@@ -231,7 +231,7 @@ class Batch:
             tokens, plan = self._chunk(request, start, budget)
             if not tokens:
                 break
-            need = -(-(start + tokens) // block) - hit
+            need = self.resolved.prefill_blocks(request, start + tokens) - hit
             if need + reused > kv.free:
                 break
             queue.popleft()
@@ -247,18 +247,18 @@ class Batch:
 
     def _preempt(self, request: int) -> None:
         """Take a running request back to the head of the queue: what it has computed is computed again."""
-        block = self.limits.block_tokens
+        blocks = self.resolved.blocks
         if request in self.started:
             tokens = self.started.pop(request)
-            held = -(-tokens // block)
+            held = self.resolved.prefill_blocks(request, tokens)
         elif request in self.decode.offset:
             tokens, steps = self.decode.leave(request)
-            held = -(-(tokens + self._reserved) // block)
+            held = blocks(request, tokens + self._reserved)
             self.target[request], self.left[request] = tokens + 1, steps
         else:
             index = next(i for i, entry in enumerate(self.paused) if entry[0] == request)
             _, context, steps = self.paused.pop(index)
-            tokens, held = context - 1, -(-(context - 1) // block)
+            tokens, held = context - 1, blocks(request, context - 1)
             self.target[request], self.left[request] = context, steps
         if self.limits.prefix_caching:
             self.kv.track(request)
@@ -278,7 +278,7 @@ class Batch:
 
     def leave(self, request: int, tokens: int) -> None:
         """Take out a request that has ended with so many tokens in the cache."""
-        self._release(request, tokens, -(-tokens // self.limits.block_tokens))
+        self._release(request, tokens, self.resolved.blocks(request, tokens))
         del self.running[request]
         self.target.pop(request, None)
 
@@ -310,7 +310,7 @@ class Batch:
             for request in ended:
                 self.leave(request, decode.leave(request)[0])
         if self.encoder.held:
-            for request, (start, tokens) in zip(self.owners, self.chunks, strict=True):
+            for request, (start, tokens, _) in zip(self.owners, self.chunks, strict=True):
                 if request in self.encoder.held:
                     self.encoder.computed(request, start + tokens)
         for request in self.finishing:
@@ -323,6 +323,10 @@ class Batch:
     def _begin(self, request: int, ended: list[int]) -> None:
         """Let a request whose prompt is computed decode, or end if one token is all."""
         tokens = self.target.get(request) or self.resolved.prompt_tokens[request]
+        if self.decode.kept is not None:  # what is evicted when a prompt ends
+            evicted = self.resolved.prefill_blocks(request, tokens) - self.resolved.blocks(request, tokens)
+            if evicted:
+                self.kv.give(evicted)
         left = (self.left.pop(request, 0) or self.resolved.output_tokens[request]) - 1
         if left:
             self.decode.join(request, tokens + 1, left)

@@ -97,7 +97,7 @@ def limits_of(pool: Pool, policies: Policies, service: Service, largest_item: in
         encoder_budget=encoder,
         encoder_cache_tokens=encoder,
         long_prefill_tokens=pool.long_prefill_tokens,
-        prefix_caching=policies.prefix_caching,
+        prefix_caching=policies.prefix_caching and service.shares_prefixes,
     )
 
 
@@ -167,7 +167,7 @@ class Simulation:
         """Return all requests in the order in which they reach the workers, and when [s]."""
         requests, tape = self.requests, self.tape
         tape.times["arrival_s"][:] = requests.arrival_s
-        tokens = np.array(self.resolved.prompt_tokens, dtype=np.int64) + requests.max_output_tokens
+        tokens = np.array(self.resolved.most_tokens, dtype=np.int64)
         fits = tokens <= self.limits.kv_blocks * self.limits.block_tokens
         for request in np.flatnonzero(~fits).tolist():
             tape.move(request, State.REJECTED)
@@ -199,8 +199,7 @@ class Simulation:
 
     def _arrive(self, request: int) -> None:
         """Take in a request that the host has handed over."""
-        tokens = self.resolved.prompt_tokens[request] + int(self.requests.max_output_tokens[request])
-        if tokens > self.limits.kv_blocks * self.limits.block_tokens:
+        if self.resolved.most_tokens[request] > self.limits.kv_blocks * self.limits.block_tokens:
             self.tape.move(request, State.REJECTED)
             self._ended(request)
             return

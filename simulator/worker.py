@@ -252,7 +252,7 @@ class Worker:
         batch = self.batch
         kv, chunks = batch.kv, batch.chunks
         tokens = 0
-        for _, part in chunks:
+        for _, part, _ in chunks:
             tokens += part
         self.log.rows.extend(
             (
