@@ -18,7 +18,6 @@ from costmodel.blocks import Work
 from costmodel.catalogue import load_model
 from costmodel.deployment import Parallelism, Precision
 from costmodel.engine import EngineProfile, load_engine
-from costmodel.errors import Unsupported
 from costmodel.evaluate import Evaluator, kernels_of
 from costmodel.hardware import HardwareProfile, load_hardware
 from costmodel.lean import LeanTable, Line, cached_table, without_line
@@ -101,7 +100,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepModel:
-    """The step times of one worker.
+    """The step times of one worker; in a pipeline from the first stage to the last, whatever else is under way.
 
     Parameters
     ----------
@@ -154,8 +153,6 @@ class StepModel:
 
         Raises
         ------
-        Unsupported
-            If pipeline stages are asked for, whose steps overlap.
         LookupError, ValueError
             As `costmodel.predict`.
         """
@@ -170,8 +167,6 @@ class StepModel:
     @staticmethod
     def of_query(query: Query, device: HardwareProfile) -> StepModel:
         """Compile the steps of requests like those of a query, which may be many: shares of tokens may differ."""
-        if query.parallelism.pp > 1:
-            raise Unsupported(f"pp={query.parallelism.pp} has overlapping steps, which are not simulated; use pp=1")
         structure, engine = Structure.of(query), query.engine
         n_layers = structure.n_layers("decode")
         floors = [engine.layer_host_s.get(stage, 0.0) * n_layers / device.host_speed for stage in ("prefill", "decode")]

@@ -89,14 +89,15 @@ def limits_of(pool: Pool, policies: Policies, service: Service, largest_item: in
     max_sequences = pool.max_batch or capacity.max_sequences
     budget = pool.token_budget or policy_budget or max(capacity.chunk_tokens, max_sequences)
     encoder = max(pool.encoder_budget_tokens or capacity.encoder_tokens, largest_item)
+    together = pool.lockstep
     return Limits(
-        token_budget=budget,
-        max_sequences=max_sequences,
-        kv_blocks=capacity.kv_blocks,
+        token_budget=budget * together,
+        max_sequences=max(1, max_sequences * together // pool.pp),
+        kv_blocks=capacity.kv_blocks * together // pool.pp,
         block_tokens=capacity.block_tokens,
-        encoder_budget=encoder,
-        encoder_cache_tokens=encoder,
-        long_prefill_tokens=pool.long_prefill_tokens,
+        encoder_budget=encoder * together,
+        encoder_cache_tokens=encoder * together,
+        long_prefill_tokens=pool.long_prefill_tokens or (budget if together > 1 else 0),
         prefix_caching=policies.prefix_caching and service.shares_prefixes,
     )
 
@@ -131,7 +132,7 @@ class Simulation:
         self.followers = _followers(requests)
         self.is_open = not requests.concurrency and not self.followers
         ready = self._ready_ahead() if self.is_open else ([], [])
-        alone = pool.workers == 1
+        alone = pool.replicas == 1
         policy = batch_policy(plan.policies.batch)
         self.workers = [
             Worker(
@@ -146,7 +147,7 @@ class Simulation:
                 leaps=leaps,
                 inbox=Inbox(*ready) if alone else None,
             )
-            for i in range(pool.workers)
+            for i in range(pool.replicas)
         ]
         self._feed = iter(()) if alone else iter(list(zip(*ready, strict=True)))
 

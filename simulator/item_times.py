@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from costmodel.media import MediaTotals
 from costmodel.models import MediaCost
 from costmodel.query import Query, Stage
 from costmodel.stages import PASSES
+from simulator.dealing import busiest
 from simulator.prompting import SUMMED, Asking
 
 TEXT_TOKENS, OUTPUT_TOKENS = 64.0, 64.0
@@ -43,17 +43,17 @@ class ItemTimes:
 
     Notes
     -----
-    Rows and pairs of items that are encoded together add up, and passes are those of all of them; what techniques add
-    is paid for every item.
+    Rows and pairs of items that are encoded together add up, and passes are those of all of them.
     """
 
-    __slots__ = ("_evaluators", "asking", "copies", "hardware")
+    __slots__ = ("_evaluators", "_pairs", "asking", "copies", "hardware")
 
     def __init__(self, asking: Asking, hardware: HardwareProfile) -> None:
         self.asking = asking
         self.hardware = hardware
         self.copies = asking.parallelism.encoder_dp
         self._evaluators: dict[MediaCost, Evaluator] = {}
+        self._pairs: dict[MediaCost, Evaluator] = {}
 
     def _alone(self, item: MediaCost) -> Evaluator:
         found = self._evaluators.get(item)
@@ -71,18 +71,8 @@ class ItemTimes:
 
     def encode_s(self, items: Sequence[MediaCost]) -> float:
         """Return the time of one forward pass of encoder and adapter, on the copy that has most of it [s]."""
-        busiest = self._busiest(items)
-        return self._stage_s("encode", busiest) + self._stage_s("adapt", busiest)
-
-    def _busiest(self, items: Sequence[MediaCost]) -> Sequence[MediaCost]:
-        """Return the items of the busiest copy when they are dealt out, the longest first."""
-        if self.copies == 1:
-            return items
-        loads: list[tuple[float, int, list[MediaCost]]] = [(0.0, i, []) for i in range(self.copies)]
-        for item in sorted(items, key=lambda item: -item.rows):
-            load, i, own = loads[0]
-            heapq.heapreplace(loads, (load + item.rows, i, [*own, item]))
-        return max(loads)[2]
+        own = busiest(items, self.copies, [float(item.rows) for item in items])
+        return self._stage_s("encode", own) + self._stage_s("adapt", own)
 
     def _stage_s(self, stage: Stage, items: Sequence[MediaCost]) -> float:
         alone = [self._alone(item) for item in items]
@@ -95,10 +85,25 @@ class ItemTimes:
         sums[PASSES] = min(
             np.ceil(tokens / engine.encoder_chunk_tokens), sum(float(f.query.media.items) for f in alone)
         )
-        time_s = float(alone[0].priced(stage).total_s(sums)[0])
-        time_s += sum(float(found.overhead_s(stage, found.query.turns[0])) for found in alone)
+        time_s = float(alone[0].priced(stage).total_s(sums)[0]) + self._added_s(stage, items, alone)
         beside = (found.waiting_s(stage, found.query.turns[0], 0.0) for found in alone)
         return max(time_s, float(sum(beside)))
+
+    def _added_s(self, stage: Stage, items: Sequence[MediaCost], alone: Sequence[Evaluator]) -> float:
+        """Return what techniques add for items: what starts of kernels cost once, and the rest of every item [s]."""
+        own = [float(found.overhead_s(stage, found.query.turns[0])) for found in alone]
+        if len(items) == 1 or not any(own):
+            return sum(own)
+        once = [max(0.0, 2.0 * one - self._twice_s(stage, item)) for item, one in zip(items, own, strict=True)]
+        return sum(own) - sum(once) + max(once)
+
+    def _twice_s(self, stage: Stage, item: MediaCost) -> float:
+        """Return what techniques add for two requests of an item [s]."""
+        found = self._pairs.get(item)
+        if found is None:
+            query = self.asking.query(totals((item,)), TEXT_TOKENS, OUTPUT_TOKENS, batch=2.0)
+            found = self._pairs[item] = Evaluator.of(query, self.hardware)
+        return float(found.overhead_s(stage, found.query.turns[0]))
 
     def preprocess_s(self, media: MediaTotals) -> float:
         """Return the time of one CPU worker for pictures, and of their copy [s]."""

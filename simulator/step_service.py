@@ -31,6 +31,7 @@ from costmodel.recurrent import RecurrentSpec
 from costmodel.step import StepModel
 from costmodel.units import CHANNELS, PIXEL_BYTES, UNBOUNDED
 from simulator.columns import Added, added_once, has_seconds, prompts_of
+from simulator.dealing import busiest
 from simulator.item_times import OUTPUT_TOKENS, ItemTimes, totals
 from simulator.prompt import Chunk, Prompts
 from simulator.prompting import SECONDS, Asking, Columns, Example, beside_example, example_query
@@ -69,7 +70,8 @@ class StepService:
         self.capacity = capacity
         query = model.query
         self.asking = asking or Asking(query.model, query.engine, query.precision, query.parallelism)
-        self.times = StepTimes(model)
+        self.ranks = query.parallelism.dp
+        self.times = StepTimes(model, self.ranks)
         self.request_s = model.request_host_s
         self.preprocess_workers = query.engine.preprocessing.workers
         self.n_caches = len(model.read_classes)
@@ -100,11 +102,15 @@ class StepService:
         DoesNotFit
             If weights do not fit, or leave no room for a cache where the pool runs the language model.
         """
+        spec = load_model(plan.model)
+        if pool.pp > 1 and spec.media and "encode" in pool.stages:
+            rule = "would encode on the devices of its first stage alone, which its batches do not share out"
+            raise Unsupported(f"pp={pool.pp} of pool {pool.name!r} {rule}; encode in a pool of its own, or use tp")
         asking = Asking(
-            load_model(plan.model),
+            spec,
             load_engine(pool.engine),
             Precision(plan.weight_bits, plan.activation_bits, plan.kv_bits),
-            Parallelism(pool.tp, pool.pp, pool.dp, pool.ep, pool.encoder_tp, pool.encoder_dp),
+            Parallelism(pool.tp, pool.pp, pool.lockstep, pool.ep, pool.encoder_tp, pool.encoder_dp),
             tuple(technique(method.name, **method.parameters) for method in plan.techniques),
         )
         device = load_hardware(pool.hardware)
@@ -114,7 +120,7 @@ class StepService:
     def _text_times(self) -> StepTimes:
         """Return the steps in which no sequence has a picture: layers of cross-attention do not run."""
         asking = self.asking
-        return StepTimes(asking.plain_steps(self.model.hardware, pictures=False))
+        return StepTimes(asking.plain_steps(self.model.hardware, pictures=False), self.ranks)
 
     def _added(self) -> Added:
         if not self.has_seconds:
@@ -226,7 +232,8 @@ class StepService:
         if found is None:
             if len(self._encoded) >= MOST_REMEMBERED:
                 self._encoded.clear()
-            time_s = self.items.encode_s(items) if self.asking.techniques else self.model.encode_s(totals(items))
+            own = busiest(items, self.ranks, [float(item.rows) for item in items])
+            time_s = self.items.encode_s(own) if self.asking.techniques else self.model.encode_s(totals(own))
             found = self._encoded[key] = time_s, items  # kept, so that ids stay theirs
         return found[0]
 

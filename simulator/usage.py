@@ -77,7 +77,7 @@ def use_of(trace: Trace) -> Use:
         engine = load_engine(pool.engine)
         watts = {"encode": 1.0, "prefill": 1.0, "decode": 0.0}  # share of the time in which compute is the limit
         energy_j = sum(total[stage] * stage_power_w(hardware, engine, share) for stage, share in watts.items())
-        energy_j = (energy_j + shares["idle"] * time_s * hardware.idle_w) * pool.devices / pool.workers
+        energy_j = (energy_j + shares["idle"] * time_s * hardware.idle_w) * pool.devices / pool.replicas
     return Use({pool.name: shares}, energy_j, hardware)
 
 

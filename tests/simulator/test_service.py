@@ -380,3 +380,78 @@ def test_techniques_that_steps_cannot_say_are_refused_in_one_line(name, paramete
         StepService.of(plan)
     assert "\n" not in str(error.value)
     assert "leave" in str(error.value)
+
+
+# Several devices
+
+
+def many(model, n=8, text=100, output=2, **pool):
+    """Return the trace of some equal requests of text that come at once."""
+    plan = ServingPlan(model=model, pools=(Pool(**{"hardware": H100, "engine": "fused", **pool}),))
+    trace = simulate(plan, requests_of(np.zeros(n), np.full(n, text), np.full(n, output)))
+    check(trace)
+    return trace
+
+
+def test_replicas_that_share_experts_step_together_as_the_direct_path_says():
+    """Eight requests on two replicas: four each, and experts that rows of both use."""
+    workload = Workload(text_tokens=100, output_tokens=2)
+    for ep in (2, 4):
+        how = {"tp": ep // 2, "dp": 2, "ep": ep}
+        p = predict("qwen3-vl-30b-a3b", H100, workload, batch=8, engine="fused", parallelism=Parallelism(**how))
+        trace = many("qwen3-vl-30b-a3b", **how)
+        assert len(trace.steps) == 1
+        assert trace.ttft_s == pytest.approx(np.full(8, float(p.ttft_s)), rel=1e-12)
+        assert trace.tpot_s == pytest.approx(np.full(8, float(p.tpot_s)), rel=1e-12)
+
+
+def test_replicas_that_share_experts_leap_as_they_step():
+    times = service("qwen3-vl-30b-a3b", dp=2, ep=2)
+    leap = times.decode_steps_s(31, (30_007,), (31,), 40)
+    assert leap.tolist() == [times.step_s((), 0, 31, (30_007 + 31 * i,)) for i in range(40)]
+
+
+def test_replicas_that_share_nothing_are_workers():
+    dealt, workers = many("qwen2.5-vl-7b", dp=2), many("qwen2.5-vl-7b", workers=2)
+    assert len(dealt.steps) == 2
+    for name, column in dealt.columns.items():
+        assert column.tobytes() == workers.columns[name].tobytes()
+
+
+def test_a_batch_of_a_pipeline_takes_the_way_through_all_stages_and_as_many_run_as_there_are():
+    p = predict(
+        "qwen3-8b", H100, Workload(text_tokens=100, output_tokens=2), engine="fused", parallelism=Parallelism(pp=2)
+    )
+    one = many("qwen3-8b", n=1, pp=2)
+    assert len(one.steps) == 2
+    assert one.ttft_s[0] == pytest.approx(float(p.ttft_s), rel=1e-12)
+    assert one.tpot_s[0] == pytest.approx(float(p.tpot_s), rel=1e-12)
+    two = many("qwen3-8b", n=2, pp=2)
+    assert two.columns["finish_s"] == pytest.approx(np.full(2, one.columns["finish_s"][0]), rel=1e-12)
+    assert many("qwen3-8b", pp=2).limits.kv_blocks == service("qwen3-8b", pp=2, engine="fused").capacity.kv_blocks // 2
+
+
+def test_stages_of_a_pipeline_wait_for_the_one_with_most_layers():
+    """Of 36 layers on 8 devices, one has five: a step takes 40 / 36 of its time."""
+    p = predict(
+        "qwen3-8b", H100, Workload(text_tokens=100, output_tokens=2), engine="fused", parallelism=Parallelism(pp=8)
+    )
+    assert many("qwen3-8b", n=1, pp=8).tpot_s[0] == pytest.approx(float(p.tpot_s) * 40 / 36, rel=1e-12)
+
+
+def test_a_pipeline_that_encodes_is_refused():
+    with pytest.raises(Unsupported, match="pp=2 of pool 'all' would encode on the devices of its first stage"):
+        service("qwen2.5-vl-7b", pp=2)
+    assert service("qwen2.5-vl-7b", pp=2, stages=("prefill", "decode")).capacity.kv_blocks
+
+
+@pytest.mark.parametrize("score", ["none", "encoder_map"])
+def test_pictures_that_are_encoded_together_start_the_kernels_of_a_technique_once(score):
+    trace, expected = alone("llava-1.5-7b", [("token_reduce", {"keep": 0.25, "score": score})], (PICTURE,) * 3)
+    assert trace.ttft_s[0] == pytest.approx(float(expected.ttft_s), rel=1e-5)
+
+
+@pytest.mark.parametrize("methods", [[], [("resize", {"pixels": 0.25})]])
+def test_copies_of_the_encoder_share_pictures_as_the_direct_path_says(methods):
+    """Three pictures on two copies: one has two."""
+    assert_equal(*alone("llava-1.5-7b", methods, (PICTURE,) * 3, tp=2, encoder_dp=2))
