@@ -1,7 +1,7 @@
 """What a service says beside times: what a pool holds, and what moves between pools."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -25,11 +25,12 @@ from costmodel import (
 from costmodel.memory import PARTS, kv_bytes_per_request, memory
 from simulator import Pool, ServingPlan, check, simulate, traffic
 from simulator.decoding import DecodeSet
-from simulator.prompt import Item, Layers, Prompt, works_of
+from simulator.prompt import Item, Layers, Prompt, Prompts, places, works_of
 from simulator.request import Items, requests_of
-from simulator.service import LinearService, ReadRule
+from simulator.service import Capacity, LinearService, ReadRule
 from simulator.serving_plan import Method
 from simulator.step_service import StepService, parts_of
+from tests.simulator import fuzz
 
 A100, H100 = "a100-sxm4-80gb", "h100-sxm5-80gb"
 EPD_SAVINGS = {"minicpm-v-2.6": 0.95, "internvl2-8b": 0.96, "internvl2-26b": 0.78}
@@ -311,6 +312,50 @@ def test_laws_hold_and_leaps_are_steps_under_techniques(model, methods):
     leapt, stepped = (simulate(plan, requests, service=times, leaps=leaps) for leaps in (True, False))
     check(leapt)
     check(stepped)
+    for name, column in leapt.columns.items():
+        assert column.tobytes() == stepped.columns[name].tobytes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evicting(LinearService):
+    """Keeps a share of every prompt, holds some cache beside it, and reads some of that."""
+
+    keep: float = 0.5
+    beside: int = 0
+    shares_prefixes: bool = False
+
+    def prompts(self, requests, costs, kinds):
+        spans = np.array([cost.visual_tokens for cost in costs] or [0])[kinds]
+        _, tokens = places(requests, spans)
+        evicted = np.floor((1 - self.keep) * tokens).astype(int)
+        own = [(-less, -less, self.beside) for less in evicted.tolist()]
+        return Prompts(
+            prompts=[None] * len(requests),
+            own_keys=own,
+            item_spans=spans,
+            item_embeds=np.maximum(spans, 1),
+            beside_tokens=[self.beside] * len(requests),
+            kept_tokens=(self.beside - evicted).tolist(),
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(fuzz.traffic(), st.floats(0, 1), st.integers(0, 200), st.integers(40, 400), st.sampled_from([1, 4, 16]))
+def test_laws_hold_and_leaps_are_steps_whatever_is_evicted(requests, keep, beside, blocks, block):
+    times = Evicting(
+        step_base_s=0.01,
+        token_s=1e-5,
+        key_s=1e-7,
+        rules=(ReadRule(), ReadRule(0.5, 40), ReadRule(grows=False)),
+        capacity=Capacity(blocks * 16 // block, block, 300, 8, 4000),
+        keep=keep,
+        beside=beside,
+    )
+    plan = ServingPlan(model="any", pools=(Pool(hardware="any"),))
+    leapt, stepped = (simulate(plan, requests, service=times, leaps=leaps) for leaps in (True, False))
+    check(leapt)
+    check(stepped)
+    assert leapt.held_blocks == 0
     for name, column in leapt.columns.items():
         assert column.tobytes() == stepped.columns[name].tobytes()
 
