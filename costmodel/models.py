@@ -160,6 +160,8 @@ class MediaCost:
         Tokens that the adapter makes, where some are dropped, pooled or added behind it; None: the visual tokens.
     executed : MediaCost or None
         What `transformers` runs where that is more than an engine needs: padded tiles and the like.
+    frames, frame_pixels : int
+        Of a video, where whoever asked says so: frames that the model is given, and their pixels in the file.
     """
 
     patches: int
@@ -174,6 +176,8 @@ class MediaCost:
     block_pairs: int = 0
     adapter_tokens: int | None = None
     executed: MediaCost | None = None
+    frames: int = 0
+    frame_pixels: int = 0
 
 
 class MediaRule(Protocol):

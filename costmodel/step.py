@@ -18,7 +18,6 @@ from costmodel.blocks import Work
 from costmodel.catalogue import load_model
 from costmodel.deployment import Parallelism, Precision
 from costmodel.engine import EngineProfile, load_engine
-from costmodel.errors import Unsupported
 from costmodel.evaluate import Evaluator, kernels_of
 from costmodel.hardware import HardwareProfile, load_hardware
 from costmodel.lean import LeanTable, Line, cached_table, without_line
@@ -41,23 +40,19 @@ class ReadClass:
 
     Parameters
     ----------
-    visual_share, text_share, cross_share : float
-        Shares that are kept of visual and other prompt tokens, and of tokens that only cross-attention sees.
-    fixed_tokens : float
-        Kept whatever the prompt.
-    read_share : float
-        Share of the kept tokens that a step reads.
+    visual_share, text_share, cross_share, fixed_tokens, read_share
+        As in `KVEntry`.
     cap : float
         Window: more are not read.
     grows : bool
         Whether generated tokens are added.
     """
 
-    visual_share: float
-    text_share: float
-    cross_share: float
-    fixed_tokens: float
-    read_share: float
+    visual_share: Quantity
+    text_share: Quantity
+    cross_share: Quantity
+    fixed_tokens: Quantity
+    read_share: Quantity
     cap: float
     grows: bool
 
@@ -65,11 +60,11 @@ class ReadClass:
     def of(entry: KVEntry) -> ReadClass:
         """Return the class of a cache entry."""
         return ReadClass(
-            visual_share=float(entry.visual_share),
-            text_share=float(entry.text_share),
-            cross_share=float(entry.cross_share),
-            fixed_tokens=float(entry.fixed_tokens),
-            read_share=float(entry.read_share),
+            visual_share=entry.visual_share,
+            text_share=entry.text_share,
+            cross_share=entry.cross_share,
+            fixed_tokens=entry.fixed_tokens,
+            read_share=entry.read_share,
             cap=float(entry.mixer.window),
             grows=entry.grows,
         )
@@ -105,7 +100,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepModel:
-    """The step times of one worker.
+    """The step times of one worker; in a pipeline from the first stage to the last, whatever else is under way.
 
     Parameters
     ----------
@@ -152,28 +147,26 @@ class StepModel:
         precision: Precision | None = None,
         parallelism: Parallelism | None = None,
         techniques: Sequence[Technique] = (),
+        pictures: bool = True,
     ) -> StepModel:
-        """Compile the steps of a model on a device.
+        """Compile the steps of a model on a device; without pictures, layers of cross-attention do not run.
 
         Raises
         ------
-        Unsupported
-            If pipeline stages are asked for, whose steps overlap.
         LookupError, ValueError
             As `costmodel.predict`.
         """
         spec = load_model(model) if isinstance(model, str) else model
         device = load_hardware(hardware) if isinstance(hardware, str) else hardware
         profile = load_engine(engine) if isinstance(engine, str) else engine
-        if parallelism is not None and parallelism.pp > 1:
-            raise Unsupported(f"pp={parallelism.pp} has overlapping steps, which are not simulated; use pp=1")
-        workload = Workload(visual_tokens=1.0 if spec.media else None, text_tokens=1.0)
+        workload = Workload(visual_tokens=1.0 if spec.media and pictures else None, text_tokens=1.0)
         query = build_query(spec, workload, profile, precision=precision, parallelism=parallelism)
         query = compose(query, techniques) if techniques else query
-        return StepModel._of(query, device)
+        return StepModel.of_query(query, device)
 
     @staticmethod
-    def _of(query: Query, device: HardwareProfile) -> StepModel:
+    def of_query(query: Query, device: HardwareProfile) -> StepModel:
+        """Compile the steps of requests like those of a query, which may be many: shares of tokens may differ."""
         structure, engine = Structure.of(query), query.engine
         n_layers = structure.n_layers("decode")
         floors = [engine.layer_host_s.get(stage, 0.0) * n_layers / device.host_speed for stage in ("prefill", "decode")]

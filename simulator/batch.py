@@ -12,9 +12,10 @@ from simulator.encode_duty import EncodeDuty
 from simulator.encoder import Encoder, Plan
 from simulator.kv_cache import KvCache
 from simulator.ordering import Queue, queue_of
+from simulator.prompt import Chunk
 from simulator.received import Received
 from simulator.resolve import Resolved
-from simulator.service import Chunk, ReadRule
+from simulator.service import ReadRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +118,7 @@ class Batch:
             if roles.encodes
             else Received(resolved, limits.encoder_cache_tokens)
         )
-        self.decode = DecodeSet(rules, limits.block_tokens)
+        self.decode = DecodeSet(rules, limits.block_tokens, resolved.own_keys, resolved.kept_tokens)
         self.queue: Queue = queue_of(key)
         self.running: dict[int, None] = {}  # in order of admission
         self.started: dict[int, int] = {}  # running requests whose prompt is not computed -> tokens that are
@@ -161,7 +162,7 @@ class Batch:
 
     @property
     def next_may_start(self) -> bool:
-        """Whether the next arrival could start before all that wait: nobody does, or the order is not that of arrival."""
+        """Whether the next arrival could be the next to start: nobody waits, or not in order of arrival."""
         return (not self.queue or self.key is not None) and len(self.running) < self.limits.max_sequences
 
     # Forming a step
@@ -226,8 +227,7 @@ class Batch:
         return len(self.paused)
 
     def _pause_one(self, request: int) -> None:
-        offset = self.decode.offset[request]
-        if (offset - 1 + self.decode.clock) % self.limits.block_tokens == 0:  # its new block waits with it
+        if self.decode.needs_block(request):  # it waits with the sequence
             self.kv.give(1)
         tokens, steps = self.decode.leave(request)
         self.paused.append((request, tokens + 1, steps))
@@ -246,8 +246,8 @@ class Batch:
         tokens, plan = self._chunk(request, start, budget)
         if not tokens:
             return 0
-        block = self.limits.block_tokens
-        need = -(-(start + tokens) // block) + -start // block
+        held = self.resolved.prefill_blocks
+        need = held(request, start + tokens) - held(request, start)
         while need > self.kv.free:
             last = self._victim()
             self._preempt(last)
@@ -275,7 +275,7 @@ class Batch:
         """Put a chunk into the step."""
         if plan is not None:
             self.encoder.commit(request, plan)
-        self.chunks.append((start, tokens))
+        self.chunks.append((start, tokens, self.resolved.prompts[request]))
         self.owners.append(request)
         end = start + tokens
         if end == (self.target.get(request) or self.resolved.prompt_tokens[request]):
@@ -299,7 +299,7 @@ class Batch:
                 hit, reused = kv.hit(request, (goal - 1) // block)
             start = hit * block
             tokens, plan = self._chunk(request, start, budget)
-            need = -(-(start + tokens) // block) - hit
+            need = self.resolved.prefill_blocks(request, start + tokens) - hit
             if not tokens or need + reused > kv.free:
                 self._may_fit_later = reused > 0  # from an earlier start, a chunk may end earlier
                 break
@@ -323,7 +323,7 @@ class Batch:
         tokens = self.resolved.prompt_tokens[request]
         if not self.roles.prefills:
             tokens += int(self.resolved.requests.max_output_tokens[request])
-        return -(-tokens // self.limits.block_tokens)
+        return self.resolved.blocks(request, tokens)
 
     @property
     def unpromised(self) -> int:
@@ -334,7 +334,10 @@ class Batch:
         """Take the room of a request that comes from elsewhere."""
         blocks = self.promised[request] = self.blocks_for(request)
         self.promised_blocks += blocks
-        self.kv.take(-(-self.resolved.prompt_tokens[request] // self.limits.block_tokens))
+        self.kv.take(self._landing_blocks(request))
+
+    def _landing_blocks(self, request: int) -> int:
+        return self.resolved.blocks(request, self.resolved.prompt_tokens[request])
 
     def land(self, request: int, steps: int) -> None:
         """Take in a prompt whose KV is here; it joins with the next step."""
@@ -344,7 +347,7 @@ class Batch:
     def break_promise(self, request: int) -> None:
         """Give back the room of a request that does not come."""
         self.promised_blocks -= self.promised.pop(request)
-        self.kv.give(-(-self.resolved.prompt_tokens[request] // self.limits.block_tokens))
+        self.kv.give(self._landing_blocks(request))
 
     def _take_from_others(self) -> None:
         """Take in what other workers have asked to be encoded, and what they have computed."""
@@ -364,7 +367,7 @@ class Batch:
     def sent(self, request: int) -> None:
         """Free the blocks of a prompt that is where it decodes."""
         tokens = self.handed.pop(request)
-        self._release(request, tokens, -(-tokens // self.limits.block_tokens))
+        self._release(request, tokens, self.resolved.blocks(request, tokens))
 
     # Leaving
 
@@ -379,18 +382,18 @@ class Batch:
 
     def _preempt(self, request: int) -> None:
         """Take a running request back to the head of the queue: what it has computed is computed again."""
-        block = self.limits.block_tokens
+        blocks = self.resolved.blocks
         if request in self.started:
             tokens = self.started.pop(request)
-            held = -(-tokens // block)
+            held = self.resolved.prefill_blocks(request, tokens)
         elif request in self.decode.offset:
             tokens, steps = self.decode.leave(request)
-            held = -(-(tokens + self._reserved) // block)
+            held = blocks(request, tokens + self._reserved)
             self.target[request], self.left[request] = tokens + 1, steps
         else:
             index = next(i for i, entry in enumerate(self.paused) if entry[0] == request)
             _, context, steps = self.paused.pop(index)
-            tokens, held = context - 1, -(-(context - 1) // block)
+            tokens, held = context - 1, blocks(request, context - 1)
             self.target[request], self.left[request] = context, steps
         if self.limits.prefix_caching:
             self.kv.track(request)
@@ -423,7 +426,7 @@ class Batch:
 
     def leave(self, request: int, tokens: int) -> None:
         """Take out a request that has ended with so many tokens in the cache."""
-        self._release(request, tokens, -(-tokens // self.limits.block_tokens))
+        self._release(request, tokens, self.resolved.blocks(request, tokens))
         del self.running[request]
         self.target.pop(request, None)
         if self.promised:
@@ -431,11 +434,10 @@ class Batch:
 
     def take_out(self, request: int) -> None:
         """Take out a request, between two steps, wherever it is."""
-        block = self.limits.block_tokens
         self.encoder.forget(request)
         if request in self.started:
             tokens = self.started.pop(request)
-            self._release(request, tokens, -(-tokens // block))
+            self._release(request, tokens, self.resolved.prefill_blocks(request, tokens))
             del self.running[request]
         elif request in self.decode.offset:
             self.leave(request, self.decode.leave(request)[0])
@@ -492,7 +494,7 @@ class Batch:
             for request in ended:
                 self.leave(request, decode.leave(request)[0])
         if self.encoder.held:
-            for request, (start, tokens) in zip(self.owners, self.chunks, strict=True):
+            for request, (start, tokens, _) in zip(self.owners, self.chunks, strict=True):
                 if request in self.encoder.held:
                     self.encoder.computed(request, start + tokens)
         for request in self.finishing:
@@ -505,6 +507,10 @@ class Batch:
     def _begin(self, request: int, ended: list[int]) -> None:
         """Let a request whose prompt is computed decode, or end if one token is all."""
         tokens = self.target.get(request) or self.resolved.prompt_tokens[request]
+        if self.decode.kept is not None:  # what is evicted when a prompt ends
+            evicted = self.resolved.prefill_blocks(request, tokens) - self.resolved.blocks(request, tokens)
+            if evicted:
+                self.kv.give(evicted)
         left = (self.left.pop(request, 0) or self.resolved.output_tokens[request]) - 1
         if left and self.roles.decodes:
             self.decode.join(request, tokens + 1, left)

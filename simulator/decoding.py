@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Final
 
@@ -69,13 +70,41 @@ class DecodeSet:
         What decode attention reads.
     block_tokens : int
         Tokens of a block.
+    own_keys : sequence of tuple of int, optional
+        By request, what each rule has of it beside its context.
+    kept_tokens : sequence of int, optional
+        By request, tokens' worth of cache that it holds beside its context.
     """
 
-    __slots__ = ("agenda", "block", "capped", "clock", "contexts", "offset", "phase", "plain", "rules", "size", "until")
+    __slots__ = (
+        "agenda",
+        "block",
+        "capped",
+        "clock",
+        "contexts",
+        "kept",
+        "offset",
+        "own_keys",
+        "own_totals",
+        "phase",
+        "plain",
+        "rules",
+        "size",
+        "until",
+    )
 
-    def __init__(self, rules: tuple[ReadRule, ...], block_tokens: int) -> None:
+    def __init__(
+        self,
+        rules: tuple[ReadRule, ...],
+        block_tokens: int,
+        own_keys: Sequence[tuple[int, ...]] | None = None,
+        kept_tokens: Sequence[int] | None = None,
+    ) -> None:
         self.rules = rules
         self.block = block_tokens
+        self.own_keys = own_keys
+        self.kept = kept_tokens
+        self.own_totals = [0] * len(rules)  # of rules without a cap that is crossed
         self.size = 0
         self.clock = 0
         self.contexts = 0  # sum of what all of them will see in the next step
@@ -83,8 +112,8 @@ class DecodeSet:
         self.agenda: list[int] = []  # (last step, request), the next end first
         self.until: dict[int, int] = {}  # by request, its last step
         self.offset: dict[int, int] = {}  # by request, context less step count
-        self.plain = rules == (ReadRule(),)
-        self.capped = tuple(None if rule.cap == NO_CAP else Window(rule.cap) for rule in rules)
+        self.plain = rules == (ReadRule(),) and own_keys is None
+        self.capped = tuple(None if rule.cap == NO_CAP or not rule.grows else Window(rule.cap) for rule in rules)
 
     def join(self, request: int, context: int, steps: int) -> None:
         """Add a sequence that sees so many tokens in its next step and decodes for so many steps."""
@@ -93,14 +122,29 @@ class DecodeSet:
         offset = context - clock
         self.size += 1
         self.contexts += context
-        self.phase[(offset - 1) % self.block] += 1
+        self.phase[(offset - 1 if self.kept is None else self._behind(request, offset)) % self.block] += 1
         self.until[request] = due
         self.offset[request] = offset
         heappush(self.agenda, due << SHIFT | request)
         if not self.plain:
-            for window in self.capped:
+            own = self.own_keys[request] if self.own_keys else self._nothing
+            for i, window in enumerate(self.capped):
                 if window is not None:
-                    window.join(request, offset, clock)
+                    window.join(request, offset + own[i], clock)
+                else:
+                    self.own_totals[i] += own[i]
+
+    @property
+    def _nothing(self) -> tuple[int, ...]:
+        return (0,) * len(self.rules)
+
+    def _behind(self, request: int, offset: int) -> int:
+        """Return the tokens' worth of cache of a sequence, less the count of steps."""
+        return offset - 1 + (0 if self.kept is None else self.kept[request])
+
+    def needs_block(self, request: int) -> bool:
+        """Return whether the next step of a sequence needs a new block."""
+        return (self._behind(request, self.offset[request]) + self.clock) % self.block == 0
 
     def leave(self, request: int) -> tuple[int, int]:
         """Take a sequence out; return the tokens that it has in the cache and the steps that it had left."""
@@ -108,11 +152,14 @@ class DecodeSet:
         context = offset + self.clock
         self.size -= 1
         self.contexts -= context
-        self.phase[(offset - 1) % self.block] -= 1
+        self.phase[(offset - 1 if self.kept is None else self._behind(request, offset)) % self.block] -= 1
         if not self.plain:
-            for window in self.capped:
+            own = self.own_keys[request] if self.own_keys else self._nothing
+            for i, window in enumerate(self.capped):
                 if window is not None:
-                    window.leave(request, context)
+                    window.leave(request, context + own[i])
+                else:
+                    self.own_totals[i] -= own[i]
         return context - 1, self.until.pop(request) - self.clock
 
     def advance(self, steps: int) -> None:
@@ -144,10 +191,11 @@ class DecodeSet:
         """Return the keys that the next step reads, by rule."""
         if self.plain:
             return (self.contexts,)
-        pairs = zip(self.rules, self.capped, strict=True)
         size, contexts = self.size, self.contexts
+        held = zip(self.rules, self.capped, self.own_totals, strict=True)
         return tuple(
-            rule.fixed * size + rule.share * (contexts if window is None else window.total) for rule, window in pairs
+            rule.fixed * size + rule.share * ((contexts * rule.grows + own) if window is None else window.total)
+            for rule, window, own in held
         )
 
     def growth(self) -> tuple[float, ...]:
@@ -155,7 +203,9 @@ class DecodeSet:
         if self.plain:
             return (self.size,)
         pairs = zip(self.rules, self.capped, strict=True)
-        return tuple(rule.share * (self.size if window is None else window.below) for rule, window in pairs)
+        return tuple(
+            rule.share * (self.size * rule.grows if window is None else window.below) for rule, window in pairs
+        )
 
     def steady_steps(self, free_blocks: int, most: int) -> int:
         """Return for how many steps nothing can change: no end, no crossed cap, and blocks for all of them."""

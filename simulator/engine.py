@@ -116,15 +116,16 @@ def limits_of(
     encoder = max(pool.encoder_budget_tokens or capacity.encoder_tokens, largest_item)
     receives = pool.runs("prefill") and not pool.runs("encode")
     least = largest_request if receives or sends else largest_item
+    together = pool.lockstep
     return Limits(
-        token_budget=budget,
-        max_sequences=max_sequences,
-        kv_blocks=max(1, capacity.kv_blocks),
+        token_budget=budget * together,
+        max_sequences=max(1, max_sequences * together // pool.pp),
+        kv_blocks=max(1, capacity.kv_blocks * together // pool.pp),
         block_tokens=capacity.block_tokens,
-        encoder_budget=encoder,
-        encoder_cache_tokens=max(pool.encoder_cache_tokens or encoder, least),
-        long_prefill_tokens=pool.long_prefill_tokens,
-        prefix_caching=policies.prefix_caching,
+        encoder_budget=encoder * together,
+        encoder_cache_tokens=max((pool.encoder_cache_tokens or encoder) * together, least),
+        long_prefill_tokens=pool.long_prefill_tokens or (budget if together > 1 else 0),
+        prefix_caching=policies.prefix_caching and service.shares_prefixes,
         encode_items=pool.encode_items,
     )
 
@@ -184,13 +185,13 @@ class Simulation:
         self.is_open = not requests.concurrency and not self.followers
         patient = bool(np.isinf(requests.patience_s).all())
         self.plain = self.is_open and patient and len(pools) == 1 and set(pools[0].stages) == set(STAGES)
-        self.plain = self.plain and pools[0].workers == 1 and plan.policies.admission == "all"
+        self.plain = self.plain and pools[0].replicas == 1 and plan.policies.admission == "all"
         self.runs = [self._pool_run(pool, by_pool[pool.name]) for pool in pools]
         self.flow = Flow(self.clock, plan, self.runs, resolved=self.resolved, tape=self.tape, on_end=self._ended)
         self.workers: list[Worker] = []
         inbox = self._ready_ahead(self.runs[0]) if self.plain else None
         for run in self.runs:
-            for slot in range(run.pool.workers):
+            for slot in range(run.pool.replicas):
                 self.add_worker(run, slot, inbox)
 
     def _pool_run(self, pool: Pool, service: Service) -> PoolRun:
@@ -225,7 +226,7 @@ class Simulation:
         worker = Worker(
             self.clock,
             len(self.workers),
-            resolved=self.resolved,
+            resolved=run.resolved,
             service=run.service,
             policy=batch_policy(self.plan.policies.batch),
             limits=run.limits,
@@ -249,7 +250,7 @@ class Simulation:
         duty = None
         if run in self.flow.encoders:
             duty = EncodeDuty(
-                self.resolved,
+                run.resolved,
                 budget=limits.encoder_budget,
                 room=limits.encoder_cache_tokens,
                 most_items=limits.encode_items,
@@ -257,7 +258,7 @@ class Simulation:
                 urgent=self.flow.urgent,
             )
         batch = Batch(
-            self.resolved,
+            run.resolved,
             limits,
             run.service.rules,
             roles=Roles(pool.runs("encode"), pool.runs("prefill"), pool.runs("decode")),
@@ -315,7 +316,7 @@ class Simulation:
         """Return all requests in the order in which they reach the worker, and when [s]."""
         requests, tape = self.requests, self.tape
         tape.times["arrival_s"][:] = requests.arrival_s
-        tokens = np.array(self.resolved.prompt_tokens, dtype=np.int64) + requests.max_output_tokens
+        tokens = np.array(self.resolved.most_tokens, dtype=np.int64)
         fits = tokens <= run.limits.kv_blocks * run.limits.block_tokens
         for request in np.flatnonzero(~fits).tolist():
             tape.end(request, State.REJECTED, TOO_LONG, float(requests.arrival_s[request]))

@@ -156,12 +156,9 @@ class Flow:
 
     def _fits(self, request: int, front: PoolRun) -> bool:
         """Return whether prompt and longest answer fit where they would be."""
-        prompt = self.resolved.prompt_tokens[request]
-        longest = prompt + int(self.resolved.requests.max_output_tokens[request])
         if front.pool.runs("decode"):
-            return longest <= front.limits.kv_blocks * front.limits.block_tokens
-        decodes = max(run.limits.kv_blocks * run.limits.block_tokens for run in self.decoders)
-        return prompt <= front.limits.kv_blocks * front.limits.block_tokens and longest <= decodes
+            return front.holds(request, answer=True)
+        return front.holds(request, answer=False) and any(run.holds(request, answer=True) for run in self.decoders)
 
     def _admits(self, front: PoolRun) -> bool:
         """Return whether a request is taken, by what routers see."""
@@ -415,8 +412,11 @@ class Flow:
     def _may_decode(self, request: int) -> bool:
         return bool(self.resolved.requests.max_output_tokens[request] > 1)
 
+    def _decoding_pool(self, request: int) -> PoolRun:
+        return _lightest([run for run in self.decoders if run.holds(request, answer=True)])
+
     def _reserve(self, journey: Journey) -> None:
-        run = _lightest(self.decoders)
+        run = self._decoding_pool(journey.request)
         link = self.links[journey.front.pool.name, run.pool.name]
         if link.mode != "reserve":
             self._queue(journey)
@@ -465,7 +465,7 @@ class Flow:
             self._hand_over(journey)
 
     def _hand_over(self, journey: Journey) -> None:
-        run = _lightest(self.decoders)
+        run = self._decoding_pool(journey.request)
         if not self._bind_decoder(journey, run, lambda: self._move(journey)):
             self.parked.append(lambda: self._if_alive(journey, self._hand_over))
 

@@ -80,7 +80,7 @@ class PoolRun:
         self.service = service
         self.limits = limits
         self.resolved = resolved
-        self.loads = Loads(pool.workers, policies.signal_age_s)
+        self.loads = Loads(pool.replicas, policies.signal_age_s)
         self.router: Router = router(policies.router)
         self.encode_router: Router = router(policies.encode_router)
         self.decode_router: Router = router(policies.decode_router)
@@ -101,6 +101,15 @@ class PoolRun:
         if not any(tasks):
             return ()
         return tasks if self.pool.preprocess_by == "item" else (sum(tasks),)
+
+    def holds(self, request: int, *, answer: bool) -> bool:
+        """Return whether a request fits into a worker's cache: its prompt, and the longest answer with it."""
+        resolved, tokens = self.resolved, self.resolved.prompt_tokens[request]
+        blocks = resolved.prefill_blocks(request, tokens) if self.pool.runs("prefill") else 0
+        if answer:
+            tokens += int(resolved.requests.max_output_tokens[request])
+            blocks = max(blocks, resolved.blocks(request, tokens))
+        return blocks <= self.limits.kv_blocks
 
     def pressure(self) -> float:
         """Return the mean tokens and embeddings a worker that takes work has; infinite if none does."""

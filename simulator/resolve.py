@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from costmodel.base import Array
 from costmodel.models import MediaCost
 from simulator.kv_cache import Node
 from simulator.prefix import leaves_of
+from simulator.prompt import Prompt, places
 from simulator.request import Ints, Requests
 from simulator.service import Service
 
@@ -39,6 +41,14 @@ class Resolved:
         Leading tokens that each prompt shares with the prompt and answer of its parent.
     block_tokens : int
         Tokens of a block of the KV cache.
+    most_tokens : list of int
+        By request, the most tokens' worth of cache that it may come to hold.
+    prompts : sequence of Prompt or None
+        By request, what is not alike in its tokens; see `simulator.prompt`.
+    own_keys : list of tuple of int, or None
+        By request, keys beside its context, one a read rule; None where there are none.
+    beside_tokens, kept_tokens : list of int, or None
+        By request, tokens' worth of cache beside its context, before its prompt is computed and afterwards.
     """
 
     requests: Requests
@@ -56,6 +66,21 @@ class Resolved:
     item_preprocess_s: list[float]
     shared_tokens: Ints
     block_tokens: int
+    most_tokens: list[int]
+    prompts: Sequence[Prompt | None]
+    own_keys: list[tuple[int, ...]] | None = None
+    beside_tokens: list[int] | None = None
+    kept_tokens: list[int] | None = None
+
+    def prefill_blocks(self, request: int, tokens: int) -> int:
+        """Return the blocks of a request while its prompt is computed, of which so many tokens are."""
+        beside = self.beside_tokens[request] if self.beside_tokens and tokens else 0
+        return -(-(tokens + beside) // self.block_tokens)
+
+    def blocks(self, request: int, tokens: int) -> int:
+        """Return the blocks of a request that decodes, with so many tokens computed."""
+        kept = self.kept_tokens[request] if self.kept_tokens else 0
+        return -(-(tokens + kept) // self.block_tokens)
 
     def leaves(self) -> dict[int, Node]:
         """Return the ends of the prefixes that requests share, for one cache; see `simulator.prefix`."""
@@ -66,17 +91,20 @@ class Resolved:
 def resolve(requests: Requests, service: Service) -> Resolved:
     """Return what the model makes of requests."""
     kinds, costs = _kinds(requests, service)
-    spans = np.array([cost.visual_tokens + cost.marker_tokens for cost in costs], dtype=np.int64)[kinds]
-    embeds = np.array([cost.visual_tokens or cost.cross_tokens for cost in costs], dtype=np.int64)[kinds]
+    found = service.prompts(requests, costs, kinds)
+    if found is None:
+        spans = np.array([cost.visual_tokens + cost.marker_tokens for cost in costs], dtype=np.int64)[kinds]
+        embeds = np.array([cost.visual_tokens or cost.cross_tokens for cost in costs], dtype=np.int64)[kinds]
+    else:
+        spans, embeds = found.item_spans, found.item_embeds
     busy = [service.preprocess_s(item, cost) for item, cost in zip(_sizes(requests, service), costs, strict=True)]
     item_preprocess_s = np.array(busy, dtype=float)[kinds]
     owner, offsets = requests.item_request, requests.item_offsets
-    before = np.concatenate([[0], np.cumsum(spans)])
-    start = requests.item_text_before + before[:-1] - before[offsets[owner]]
-    prompt = requests.text_tokens + before[offsets[1:]] - before[offsets[:-1]]
+    start, prompt = places(requests, spans)
     last_end = np.zeros(len(requests), dtype=np.int64)
     has = requests.n_items > 0
     last_end[has] = (start + spans)[offsets[1:][has] - 1]
+    beside = np.zeros(len(requests), dtype=np.int64) if found is None else np.array(found.beside_tokens)
     per_request = np.bincount(owner, weights=item_preprocess_s, minlength=len(requests))
     return Resolved(
         requests=requests,
@@ -92,8 +120,13 @@ def resolve(requests: Requests, service: Service) -> Resolved:
         item_request=owner.tolist(),
         preprocess_s=per_request.astype(float),
         item_preprocess_s=item_preprocess_s.tolist(),
-        shared_tokens=_shared_tokens(requests, before),
+        shared_tokens=_shared_tokens(requests, np.concatenate([[0], np.cumsum(spans)])),
         block_tokens=service.capacity.block_tokens,
+        most_tokens=(prompt + beside + requests.max_output_tokens).tolist(),
+        prompts=[None] * len(requests) if found is None else found.prompts,
+        own_keys=None if found is None else found.own_keys,
+        beside_tokens=None if found is None or not beside.any() else found.beside_tokens,
+        kept_tokens=None if found is None or not any(found.kept_tokens) else found.kept_tokens,
     )
 
 

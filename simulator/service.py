@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
 import numpy as np
 
 from costmodel.base import Array
 from costmodel.models import MediaCost
 from costmodel.units import CHANNELS, PIXEL_BYTES
-from simulator.request import Media
+from simulator.prompt import Chunk, Prompts
+from simulator.request import Ints, Media, Requests
 
 NO_CAP: Final = 1 << 60
 """Keys that no sequence has: the window of attention without one."""
-Chunk: TypeAlias = tuple[int, int]
-"""A piece of a prompt that one step computes: tokens before it, and its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRule:
-    """Keys that decode attention reads of a sequence with context c: fixed + share * min(c, cap).
+    """Keys that decode attention reads of a sequence with context c: fixed + share * min(c + own, cap).
+
+    What a sequence has of its `own` is known when it joins (`simulator.prompt.Prompts.own_keys`): less than none where
+    part of its prompt was evicted. Where the cache does not grow, the context does not count, and `own` is within the
+    cap; so stand keys of cross-attention, and seconds that techniques add to a step.
 
     Parameters
     ----------
@@ -31,11 +34,14 @@ class ReadRule:
         Window [tokens].
     fixed : float
         Read whatever the context: the state of a recurrence.
+    grows : bool
+        Whether the context counts.
     """
 
     share: float = 1.0
     cap: int = NO_CAP
     fixed: float = 0.0
+    grows: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,16 @@ class Service(Protocol):
     def media(self, item: Media, n_images: int) -> MediaCost:
         """Return what an item is to the model, among so many images of its request."""
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether prompts that start alike can share what is cached: not where it depends on the rest of them."""
+
+    def prompts(self, requests: Requests, costs: Sequence[MediaCost], kinds: Ints) -> Prompts | None:
+        """Return what it makes of requests; None where a token is a token.
+
+        `kinds` says which of the costs each item has.
+        """
+
     def step_s(self, chunks: Sequence[Chunk], finishing: int, decoding: int, keys: Sequence[float]) -> float:
         """Return the time of a step: its chunks, prompts that end in it, decoding sequences and the keys they read."""
 
@@ -125,7 +141,7 @@ class LinearService:
         How pictures become tokens; a patch is a token.
     embedding_token_bytes, kv_token_bytes : float
         A visual token as it leaves the encoder, and a token in the cache of all layers [bytes].
-    rules, capacity, request_s, preprocess_workers, kv_layers
+    rules, capacity, request_s, preprocess_workers, kv_layers, shares_prefixes
         As in `Service`.
     """
 
@@ -145,6 +161,12 @@ class LinearService:
     )
     request_s: float = 0.0
     preprocess_workers: int = 1
+    shares_prefixes: bool = True
+
+    def prompts(self, requests: Requests, costs: Sequence[MediaCost], kinds: Ints) -> Prompts | None:
+        """Return None: a token is a token."""
+        del requests, costs, kinds
+        return None
 
     def media(self, item: Media, n_images: int) -> MediaCost:
         """Return what an item is to the model."""
@@ -156,7 +178,7 @@ class LinearService:
         """Return the time of a step."""
         del finishing
         time_s = (self.step_base_s + decoding * self.sequence_s) + sum(keys) * self.key_s
-        for _, tokens in chunks:
+        for _, tokens, _ in chunks:
             time_s += tokens * self.token_s
         return time_s
 

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
-from costmodel import DoesNotFit, Image, Parallelism, Precision, Unsupported, Video, Workload, build_query
+from costmodel import (
+    DoesNotFit,
+    Image,
+    Parallelism,
+    Precision,
+    Unsupported,
+    Video,
+    load_engine,
+    load_hardware,
+    load_model,
+    technique,
+)
 from costmodel.base import Array
+from costmodel.hardware import HardwareProfile
 from costmodel.layers import CrossAttentionSpec
 from costmodel.media import MediaTotals, n_frames
 from costmodel.memory import Part, kept_bytes, memory
 from costmodel.models import MediaCost, MediaRule
+from costmodel.query import KVEntry, Query
 from costmodel.recurrent import RecurrentSpec
-from costmodel.step import ReadClass, StepModel
+from costmodel.step import StepModel
 from costmodel.units import CHANNELS, PIXEL_BYTES, UNBOUNDED
-from simulator.request import Media
-from simulator.service import NO_CAP, Capacity, Chunk, ReadRule
+from simulator.columns import Added, added_once, has_seconds, prompts_of
+from simulator.dealing import busiest
+from simulator.item_times import OUTPUT_TOKENS, ItemTimes, totals
+from simulator.prompt import Chunk, Prompts
+from simulator.prompting import SECONDS, Asking, Columns, Example, beside_example, example_query
+from simulator.request import Ints, Media, Requests, requests_of
+from simulator.service import NO_CAP, Capacity, ReadRule
 from simulator.serving_plan import ServingPlan
-from simulator.step_table import MOST_REMEMBERED, StepTable, work_of
+from simulator.step_table import MOST_REMEMBERED
+from simulator.step_times import StepTimes
 from simulator.topology import Pool
 
 LARGE_DEVICE_BYTES: Final = 70 * 2**30
@@ -41,23 +61,30 @@ class StepService:
         Steps of one worker.
     capacity : Capacity
         What it has room for.
-
-    Notes
-    -----
-    The host's time a request (`request_host_s`: tokenising, hand-overs) is no part of a step here: other processes
-    spend it while the worker goes on. It delays the request; see `request_s`.
+    asking : Asking, optional
+        How requests become queries, where there are techniques.
     """
 
-    def __init__(self, model: StepModel, capacity: Capacity) -> None:
+    def __init__(self, model: StepModel, capacity: Capacity, asking: Asking | None = None) -> None:
         self.model = model
         self.capacity = capacity
-        self.rules = tuple(_rule(model, read_class) for read_class in model.read_classes)
+        query = model.query
+        self.asking = asking or Asking(query.model, query.engine, query.precision, query.parallelism)
+        self.ranks = query.parallelism.dp
+        self.times = StepTimes(model, self.ranks)
         self.request_s = model.request_host_s
-        self.preprocess_workers = model.query.engine.preprocessing.workers
-        self._windows = [_window(model, segment) for segment in range(model.n_segments)]
+        self.preprocess_workers = query.engine.preprocessing.workers
+        self.n_caches = len(model.read_classes)
+        self.cross = tuple(i for i, e in enumerate(model.structure.kv) if isinstance(e.mixer, CrossAttentionSpec))
+        self.without_pictures = self._text_times() if self.cross else self.times
+        self.has_seconds = has_seconds(query)
+        seconds = (SECONDS, SECONDS) if self.has_seconds else ()
+        self.rules = (*(_rule(entry) for entry in model.structure.kv), *seconds)
+        self.added = self._added()
+        self.items = ItemTimes(self.asking, model.hardware)
+        self.shares_prefixes = not self.cross and _keeps_everything(query)
+        self._is_plain = not (self.cross or self.asking.techniques)
         self._encoded: dict[tuple[int, ...], tuple[float, Sequence[MediaCost]]] = {}
-        self.table = StepTable(model)
-        self._one_line = len(model.read_classes) == 1 and not model.without_line
 
     @staticmethod
     def of(plan: ServingPlan) -> StepService:
@@ -71,49 +98,110 @@ class StepService:
         Raises
         ------
         Unsupported
-            If the plan has techniques, or the model caches what these sums cannot say.
+            If techniques of the plan make of a request what these sums cannot say.
         DoesNotFit
             If weights do not fit, or leave no room for a cache where the pool runs the language model.
         """
-        if plan.techniques:
-            raise Unsupported(f"technique {plan.techniques[0].name!r} is not simulated yet; leave techniques out")
-        model = StepModel.of(
-            plan.model,
-            pool.hardware,
-            engine=pool.engine,
-            precision=Precision(plan.weight_bits, plan.activation_bits, plan.kv_bits),
-            parallelism=Parallelism(pool.tp, pool.pp, pool.dp, pool.ep, pool.encoder_tp, pool.encoder_dp),
+        spec = load_model(plan.model)
+        if pool.pp > 1 and spec.media and "encode" in pool.stages:
+            rule = "would encode on the devices of its first stage alone, which its batches do not share out"
+            raise Unsupported(f"pp={pool.pp} of pool {pool.name!r} {rule}; encode in a pool of its own, or use tp")
+        asking = Asking(
+            spec,
+            load_engine(pool.engine),
+            Precision(plan.weight_bits, plan.activation_bits, plan.kv_bits),
+            Parallelism(pool.tp, pool.pp, pool.lockstep, pool.ep, pool.encoder_tp, pool.encoder_dp),
+            tuple(technique(method.name, **method.parameters) for method in plan.techniques),
         )
-        return StepService(model, _capacity(model, pool))
+        device = load_hardware(pool.hardware)
+        model = StepModel.of_query(example_query(asking), device) if asking.techniques else asking.plain_steps(device)
+        return StepService(model, _capacity(asking, device, pool), asking)
+
+    def _text_times(self) -> StepTimes:
+        """Return the steps in which no sequence has a picture: layers of cross-attention do not run."""
+        asking = self.asking
+        return StepTimes(asking.plain_steps(self.model.hardware, pictures=False), self.ranks)
+
+    def _added(self) -> Added:
+        if not self.has_seconds:
+            return Added()
+        none = np.zeros(0, dtype=np.int64)
+        nobody = requests_of(np.zeros(0), none, none)
+        return added_once(Columns.of(self.asking, self.model, nobody, (), none))
+
+    # Requests
+
+    def prompts(self, requests: Requests, costs: Sequence[MediaCost], kinds: Ints) -> Prompts | None:
+        """Return what it makes of requests; None where a token is a token."""
+        model = self.model
+        two_way = model.query.model.decoder.bidirectional_media and len(requests.item_kind)
+        states = any(isinstance(entry.mixer, RecurrentSpec) for entry in model.structure.kv)
+        if not (self.asking.techniques or self.cross or two_way or states):
+            return None
+        columns = Columns.of(self.asking, model, requests, costs, kinds)
+        return prompts_of(columns, all_differ=bool(self.asking.techniques))
 
     # Steps
 
     def step_s(self, chunks: Sequence[Chunk], finishing: int, decoding: int, keys: Sequence[float]) -> float:
         """Return the time of a step."""
-        model = self.model
+        if self._is_plain:
+            if not chunks:
+                return self.times.decode_s(decoding, keys)
+            return self.times.chunks_s(chunks, finishing, decoding, keys)
+        caches = keys[: self.n_caches] if self.has_seconds else keys
+        times, seen = self.times, chunks
+        if self.cross and not self._sees(chunks, caches):
+            times, caches, seen = self.without_pictures, self._seen(caches), [(a, b, None) for a, b, _ in chunks]
         if not chunks:
-            return model.decode_step_s(decoding, keys)
-        works = [work_of(chunks, window) for window in self._windows]
-        sequences = finishing + decoding
-        device_s = self.table.chunks_s(works, sequences, decoding, keys)
-        return max(device_s, model.floors_s[0]) + model.step_host_s + sequences * model.sequence_host_s
+            time_s = times.decode_s(decoding, caches)
+        else:
+            time_s = self._with_late(times.chunks_s(seen, finishing, decoding, caches), chunks)
+        if not self.has_seconds:
+            return time_s
+        behind_s, beside_s = self._seconds(keys)
+        return max(time_s + behind_s, beside_s)
 
     def decode_steps_s(self, decoding: int, keys: Sequence[float], growth: Sequence[float], k: int) -> Array:
         """Return the times of the next k steps of decoding alone."""
-        model = self.model
-        if not self._one_line:
-            return model.decode_steps_s(decoding, keys, growth, k)
-        rest, (line,) = model.lines(decoding, keys)  # the same without copies, for the most common models
-        contexts = np.arange(float(k))
-        contexts *= growth[0]
-        contexts += keys[0]
-        contexts /= decoding
-        times = line.read_many(contexts)  # type: ignore[union-attr]
-        times += rest
-        if model.floors_s[1]:
-            np.maximum(times, model.floors_s[1], out=times)
-        times += model.step_host_s + decoding * model.sequence_host_s
-        return times
+        if self._is_plain:
+            return self.times.decode_steps_s(decoding, keys, growth, k)
+        n = self.n_caches
+        caches, more = (keys[:n], growth[:n]) if self.has_seconds else (keys, growth)
+        times = self.times
+        if self.cross and not self._sees((), caches):
+            times, caches, more = self.without_pictures, self._seen(caches), self._seen(more)
+        found = times.decode_steps_s(decoding, caches, more, k)
+        if not self.has_seconds:
+            return found
+        behind_s, beside_s = self._seconds(keys)
+        return np.maximum(found + behind_s, beside_s)
+
+    def _sees(self, chunks: Sequence[Chunk], keys: Sequence[float]) -> bool:
+        """Return whether any sequence of a step has a picture that cross-attention sees."""
+        return any(keys[i] for i in self.cross) or any(prompt and prompt.has_cross for _, _, prompt in chunks)
+
+    def _seen(self, keys: Sequence[float]) -> list[float]:
+        """Return the keys of caches that are not of cross-attention."""
+        return [key for i, key in enumerate(keys) if i not in self.cross]
+
+    def _with_late(self, time_s: float, chunks: Sequence[Chunk]) -> float:
+        """Return the time of a step with what techniques add where prompts end in it."""
+        late_s = beside_s = 0.0
+        for start, tokens, prompt in chunks:
+            if prompt is not None and start < prompt.tokens <= start + tokens:
+                late_s += prompt.late_s
+                beside_s += prompt.beside_s
+        waits_s = beside_s - (time_s + late_s + self.request_s) if beside_s else 0.0
+        return time_s + late_s + max(waits_s, 0.0)
+
+    def _seconds(self, keys: Sequence[float]) -> tuple[float, float]:
+        """Return what techniques add to a step, behind it and beside it [s]."""
+        behind_s, beside_s = keys[-2:]
+        return (
+            behind_s + self.added.once_s if behind_s else 0.0,
+            beside_s + self.added.beside_once_s if beside_s else 0.0,
+        )
 
     # Pictures
 
@@ -123,8 +211,12 @@ class StepService:
         if isinstance(item, Image):
             cost = rule.image(item.width, item.height, n_images=n_images)
         else:
-            cost = rule.video(n_frames(rule, item), item.width, item.height)
-        return (cost.executed or cost) if self.model.query.engine.executes_everything else cost
+            frames = n_frames(rule, item)
+            cost = rule.video(frames, item.width, item.height)
+        cost = (cost.executed or cost) if self.model.query.engine.executes_everything else cost
+        if self.asking.techniques and isinstance(item, Video):  # some choose among frames
+            return replace(cost, frames=frames, frame_pixels=frames * item.width * item.height)
+        return cost
 
     @property
     def _rule(self) -> MediaRule:
@@ -140,14 +232,17 @@ class StepService:
         if found is None:
             if len(self._encoded) >= MOST_REMEMBERED:
                 self._encoded.clear()
-            found = self._encoded[key] = self.model.encode_s(_totals(items)), items  # kept, so that ids stay theirs
+            own = busiest(items, self.ranks, [float(item.rows) for item in items])
+            time_s = self.items.encode_s(own) if self.asking.techniques else self.model.encode_s(totals(own))
+            found = self._encoded[key] = time_s, items  # kept, so that ids stay theirs
         return found[0]
 
     def preprocess_s(self, item: Media, cost: MediaCost) -> float:
         """Return the time of one CPU worker for an item."""
         del cost
         images, videos = ((), (item,)) if isinstance(item, Video) else ((item,), ())
-        return self.model.preprocess_s(self.model.media(images, videos))
+        media = self.model.media(images, videos)
+        return self.items.preprocess_s(media) if self.asking.techniques else self.model.preprocess_s(media)
 
     # What moves between pools
 
@@ -158,59 +253,40 @@ class StepService:
 
     def kv_bytes(self, tokens: int, items: Sequence[MediaCost] = ()) -> float:
         """Return the cache of a sequence of so many tokens, pictures included, on all devices together [bytes]."""
-        visual = float(sum(item.visual_tokens for item in items))
-        cross = float(sum(item.cross_tokens for item in items))
-        held = ((entry, entry.kept_prompt(visual, tokens - visual, cross)) for entry in self.model.structure.kv)
-        tp = self.model.query.parallelism.tp
-        return float(sum(tp * kept_bytes(entry, kept, tp) for entry, kept in held))
+        query = beside_example(self.asking, items, tokens)
+        other, media, tp = query.media.marker_tokens + query.turns[0].text_tokens, query.media, query.parallelism.tp
+        held = ((e, e.kept_prompt(query.visual_tokens, other, media.cross_tokens)) for e in query.kv)
+        both = sum((tp * kept_bytes(entry, kept, tp) for entry, kept in held), start=np.zeros(2))
+        return float(np.broadcast_to(both, (2,))[0])
 
     def embedding_bytes(self, cost: MediaCost) -> float:
         """Return what leaves the encoder for an item: with DeepStack several vectors a token [bytes]."""
-        spec = self.model.query.model
+        spec, query = self.model.query.model, self.items.query(cost)
         outputs = 1 if spec.adapter is None else spec.adapter.outputs
-        vectors = cost.visual_tokens * outputs + cost.cross_tokens
+        vectors = float(query.visual_tokens) * outputs + float(query.media.cross_tokens)
         return vectors * spec.decoder.width * self.model.structure.encoder_widths.state_bytes
 
     def pixel_bytes(self, cost: MediaCost) -> float:
         """Return the pixels of an item as they leave the CPU [bytes]."""
-        return float(cost.resized_pixels * CHANNELS * PIXEL_BYTES)
+        return float(self.items.query(cost).media.resized_pixels) * CHANNELS * PIXEL_BYTES
 
 
-def _rule(model: StepModel, read: ReadClass) -> ReadRule:
-    """Return a read class as a rule of the context alone.
-
-    Raises
-    ------
-    Unsupported
-        If what is read depends on more.
-    """
-    whole = read.visual_share == read.text_share == 1 and read.grows
-    state = read.visual_share == read.text_share == 0 and not read.grows and not read.cross_share
-    if not (whole or state) or (whole and read.fixed_tokens):
-        name = model.query.model.name
-        raise Unsupported(
-            f"{name} with caches that keep part of a prompt, or are read by cross-attention, is not simulated"
-        )
-    share = round(read.read_share * SHARE_STEPS) / SHARE_STEPS
-    if state:
-        return ReadRule(share=0.0, fixed=share * min(read.fixed_tokens, read.cap))
-    return ReadRule(share, NO_CAP if read.cap >= UNBOUNDED else int(read.cap))
+def _rule(entry: KVEntry) -> ReadRule:
+    """Return how steps read a cache entry."""
+    share = round(float(entry.read_share) * SHARE_STEPS) / SHARE_STEPS
+    window = entry.mixer.window
+    if isinstance(entry.mixer, RecurrentSpec):
+        return ReadRule(share=0.0, fixed=share * float(np.minimum(entry.fixed_tokens, window)), grows=False)
+    return ReadRule(share, NO_CAP if window >= UNBOUNDED else int(window), grows=entry.grows)
 
 
-def _window(model: StepModel, segment: int) -> float | None:
-    """Return the window of a segment's attention; None for a recurrence.
-
-    Raises
-    ------
-    Unsupported
-        If its layers see other tokens than the first ones do, or attend to pictures across.
-    """
-    spec = model.structure.decoder[segment].layer.mixer
-    if isinstance(spec, CrossAttentionSpec):
-        raise Unsupported(f"{model.query.model.name} reads pictures by cross-attention, which is not simulated yet")
-    if isinstance(spec, RecurrentSpec):
-        return None
-    return float(spec.window)
+def _keeps_everything(query: Query) -> bool:
+    """Return whether every token of a prompt is cached, whatever stands behind it."""
+    segments = [(s.visual_keep, s.text_keep, 1.0 - s.injected) for s in query.decoder]
+    entries = [(e.visual_share, e.text_share) for e in query.kv if e.grows]
+    whole = all(np.all(np.equal(value, 1.0)) for row in (*segments, *entries) for value in row)
+    unchanged = np.all(np.equal(query.visual_tokens, query.media.visual_tokens))
+    return bool(whole and unchanged)
 
 
 def parts_of(pool: Pool) -> tuple[Part, ...]:
@@ -220,23 +296,24 @@ def parts_of(pool: Pool) -> tuple[Part, ...]:
     return tuple(part for part, is_held in held.items() if is_held)
 
 
-def _capacity(model: StepModel, pool: Pool) -> Capacity:
+def _largest_prompt(asking: Asking, budget: int) -> Query:
+    """Return a prompt that fills a step: of text, but for a picture that techniques may want to see."""
+    seen = Example.of(asking.model).costs[:1] if asking.techniques else ()
+    media = totals(seen) if seen else MediaTotals()
+    text = budget - float(media.visual_tokens + media.marker_tokens)
+    return asking.query(media, max(text, 1.0), OUTPUT_TOKENS)
+
+
+def _capacity(asking: Asking, device: HardwareProfile, pool: Pool) -> Capacity:
     """Return what a worker has room for, with the engine's defaults for the device."""
-    device, engine = model.hardware, model.query.engine
+    engine = asking.engine
     large = device.memory_bytes >= LARGE_DEVICE_BYTES and not device.name.startswith("a100")
     chunk = min(engine.prefill_chunk_tokens, LARGE_CHUNK_TOKENS if large else SMALL_CHUNK_TOKENS)
     budget = pool.token_budget or int(chunk)
-    query = build_query(
-        model.query.model,
-        Workload(text_tokens=float(budget)),
-        engine,
-        precision=model.query.precision,
-        parallelism=model.query.parallelism,
-    )
     parts = parts_of(pool)
-    held = memory(query, device, parts=parts)
+    held = memory(_largest_prompt(asking, budget), device, parts=parts)
     if not held.kv_blocks and ("language" in parts or not held.fits):
-        what = f"{model.query.model.name} with a prompt of {budget} tokens on {device.name}"
+        what = f"{asking.model.name} with a prompt of {budget} tokens on {device.name}"
         raise DoesNotFit(what, required_bytes=held.peak_bytes, available_bytes=held.usable_bytes)
     return Capacity(
         kv_blocks=held.kv_blocks,
@@ -244,30 +321,4 @@ def _capacity(model: StepModel, pool: Pool) -> Capacity:
         chunk_tokens=int(chunk),
         max_sequences=LARGE_SEQUENCES if large else SMALL_SEQUENCES,
         encoder_tokens=int(chunk),
-    )
-
-
-_SUMMED: Final = (
-    "patches",
-    "rows",
-    "pairs",
-    "window_pairs",
-    "visual_tokens",
-    "marker_tokens",
-    "resized_pixels",
-    "cross_tokens",
-    "block_pairs",
-)
-
-
-def _totals(items: Sequence[MediaCost]) -> MediaTotals:
-    """Return what items are to the encoder together."""
-    sums = {name: float(sum([getattr(item, name) for item in items])) for name in _SUMMED}
-    made = (item.visual_tokens if item.adapter_tokens is None else item.adapter_tokens for item in items)
-    return MediaTotals(
-        items=float(len(items)),
-        largest_rows=float(max(item.largest_rows for item in items)),
-        adapter_tokens=float(sum(made)),
-        item_rows=tuple(float(item.rows) for item in items),
-        **sums,  # type: ignore[arg-type]
     )

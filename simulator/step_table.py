@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
 
 from costmodel.lean import LeanChunk, LeanGroup, LeanStep, Line
 from costmodel.step import StepModel
 from costmodel.sums import touched_share
-from simulator.service import Chunk
+from simulator.prompt import Work
 
 MOST_REMEMBERED: Final = 1 << 19
 """Values that are remembered before all are forgotten."""
 ALWAYS_ONE: Final = frozenset({0, 4})
 """Sums that are one in every step with chunks: passes, and passes with chunks (`costmodel.serving_step.StepSums`)."""
-Work: TypeAlias = tuple[float, float, float]
-"""Rows, pairs and keys of a step's chunks in one segment."""
-
-
-def work_of(chunks: Sequence[Chunk], window: float | None) -> Work:
-    """Return what the chunks of a step bring to a segment; without a window it is a recurrence."""
-    if window is None:
-        tokens = float(sum([tokens for _, tokens in chunks]))
-        return tokens, tokens, float(len(chunks))
-    rows, pairs, keys = 0, 0.0, 0.0
-    for start, tokens in chunks:
-        rows += tokens
-        if start + tokens <= window:
-            pairs += tokens * start + tokens * (tokens + 1) / 2
-            keys += start + tokens
-        else:
-            rising = min(max(window - start, 0.0), tokens)
-            pairs += rising * start + rising * (rising + 1) / 2 + (tokens - rising) * window
-            keys += tokens + min(start, window)
-    return float(rows), pairs, keys
 
 
 class _Parts:
@@ -107,11 +87,15 @@ class StepTable:
                 groups.setdefault(_indices(part), []).append(part)
         self._parts = [_Parts(indices, parts) for indices, parts in groups.items()]
 
-    def chunks_s(self, works: Sequence[Work], sequences: int, decoding: int, keys: Sequence[float]) -> float:
+    def chunks_s(
+        self, tokens: float, works: Sequence[Work], sequences: int, decoding: int, keys: Sequence[float]
+    ) -> float:
         """Return the device's time of a step with chunks [s].
 
         Parameters
         ----------
+        tokens : float
+            Of the chunks.
         works : sequence of tuple
             By segment, rows, pairs and keys of the chunks.
         sequences, decoding : int
@@ -119,12 +103,10 @@ class StepTable:
         keys : sequence of float
             By read class, the keys that all decoding sequences read.
         """
-        total = works[0][0] + decoding
-        touched = 0.0 if self._dense else self._touched_share(total)
-        sums = [1.0, total, sequences, 1.0 if sequences else 0.0, 1.0, 1.0 if decoding else 0.0, decoding]
+        sums = [1.0, tokens + decoding, sequences, 1.0 if sequences else 0.0, 1.0, 1.0 if decoding else 0.0, decoding]
         for work in works:
             sums += work
-            sums.append(touched)
+            sums.append(0.0 if self._dense else self._touched_share(work[0] + decoding))
         sums += keys
         if self.model.lean is None:
             return float(self.model.table.total_s(np.array(sums, dtype=float)[:, None])[0])

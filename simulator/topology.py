@@ -34,13 +34,13 @@ class Pool(Frozen):
         A pool on whose devices these workers run too: worker k beside worker k modulo that pool's. Steps that run at
         the same time share the device equally.
     tp, pp, dp, ep, encoder_tp, encoder_dp : int
-        How the devices of one worker share the model.
+        How the devices of one worker share the model; see `costmodel.Parallelism`, and `lockstep` and `replicas`.
     engine : str
         What the software adds.
     max_batch : int or None
-        Most sequences that run at once; None is the engine's default for the device.
+        Most sequences that run at once on a data-parallel replica; None is the engine's default for the device.
     token_budget : int or None
-        Tokens of a step; None is that of the batch policy, or the engine's default for the device.
+        Tokens of a step of a replica; None is that of the batch policy, or the engine's default for the device.
     long_prefill_tokens : int
         Most tokens of one prompt in a step; 0 is no limit.
     encoder_budget_tokens : int or None
@@ -105,6 +105,21 @@ class Pool(Frozen):
     def takes(self, *, media: bool) -> bool:
         """Return whether its prefill takes requests with pictures, or without."""
         return self.serves == "all" or (self.serves == "media") == media
+
+    @property
+    def lockstep(self) -> int:
+        """Data-parallel replicas that step together, because routed experts are dealt out over all of them."""
+        return self.dp if self.ep > self.tp else 1
+
+    @property
+    def replicas(self) -> int:
+        """Loops with a queue and a cache of their own: replicas that share no experts, and batches of a pipeline."""
+        return self.workers * self.loops
+
+    @property
+    def loops(self) -> int:
+        """Of those, how many a worker's devices run."""
+        return self.pp * (self.dp // self.lockstep)
 
 
 class Link(Frozen):

@@ -115,7 +115,7 @@ def _energy_j(
     watts = {"encode": 1.0, "prefill": 1.0, "decode": 0.0}  # share of the time in which compute is the limit
     busy_j = sum(seconds_s[stage] * stage_power_w(hardware, engine, share) for stage, share in watts.items())
     idle_j = 0.0 if one.pool.shares_devices_of else seconds_s["idle"] * hardware.idle_w
-    return (busy_j + idle_j) * one.pool.devices_per_worker
+    return (busy_j + idle_j) * one.pool.devices_per_worker / one.pool.loops
 
 
 def _cost_usd(one: PoolTrace, hardware: HardwareProfile, span_s: float) -> float | None:

@@ -268,7 +268,7 @@ class Worker:
         self._note_started(now)
         self._flight = self.clock.at(self._end_of_step(now, encodes=encodes), self._end)
         if self.layerwise:
-            for request, (_, tokens) in zip(batch.owners, batch.chunks, strict=True):
+            for request, (_, tokens, _) in zip(batch.owners, batch.chunks, strict=True):
                 self.hooks.chunk(request, tokens, self)
 
     def _end_of_step(self, now: float, *, encodes: bool) -> float:
@@ -420,7 +420,7 @@ class Worker:
         batch = self.batch
         kv, chunks = batch.kv, batch.chunks
         tokens = 0
-        for _, part in chunks:
+        for _, part, _ in chunks:
             tokens += part
         self.log.rows.extend(
             (

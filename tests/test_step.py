@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costmodel import Image, Parallelism, Precision, Unsupported, Workload, load_engine, load_hardware, predict
+from costmodel import Image, Parallelism, Precision, Workload, load_engine, load_hardware, predict
 from costmodel.blocks import Work
 from costmodel.evaluate import kernels_of
 from costmodel.layers import CrossAttentionSpec
@@ -114,9 +114,21 @@ def test_a_slow_host_bounds_every_step_and_sequences_add():
     assert chunk == pytest.approx((56e-3 + 1e-4 + 5e-5) / device.host_speed)
 
 
-def test_pipeline_stages_are_refused():
-    with pytest.raises(Unsupported, match="pp=2 has overlapping steps"):
-        StepModel.of("qwen2.5-vl-7b", H100, engine="fused", parallelism=Parallelism(pp=2))
+def test_a_step_of_a_pipeline_runs_through_all_stages():
+    how = {"engine": "fused", "parallelism": Parallelism(pp=2)}
+    model = StepModel.of("qwen2.5-vl-7b", H100, **how)
+    p = predict("qwen2.5-vl-7b", H100, Workload(text_tokens=900, output_tokens=2), **how)
+    assert model.decode_step_s(1, keys_of(model, [900.0])) == pytest.approx(p.tpot_s, rel=1e-9)
+
+
+def test_without_pictures_layers_of_cross_attention_do_not_run():
+    """What is left is the model of a request of text alone, as the direct path has it."""
+    both, text = (StepModel.of(MODELS[-1], H100, engine="fused", pictures=pictures) for pictures in (True, False))
+    assert both.structure.n_layers("decode") - text.structure.n_layers("decode") == 8
+    p = predict(MODELS[-1], H100, Workload(text_tokens=900, output_tokens=2), engine="fused")
+    assert text.decode_step_s(1, [901.0]) == pytest.approx(p.tpot_s, rel=1e-12)
+    chunk = text.step_s([Chunk(900.0, float(causal_pairs(900.0)), 900.0)], 1.0, 0.0, [0.0])
+    assert chunk == pytest.approx(p.stages["prefill"].time_s, rel=1e-12)
 
 
 def test_a_work_without_chunks_is_none():

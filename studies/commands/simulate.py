@@ -151,7 +151,7 @@ def _show(to: Console, plan: ServingPlan, every: Mapping[str, Report], sure: Map
     for name, one in every.items():
         pool = plan.pools[0]
         counts = ", ".join(f"{value:,} {key}" for key, value in one.requests.items() if value)
-        head = f"{plan.model} on {pool.workers * pool.tp} x {pool.hardware}, {name} batches: {counts}"
+        head = f"{plan.model} on {pool.devices} x {pool.hardware}, {name} batches: {counts}"
         sections(to, head, _latencies(one), _figures(one), f"Bottleneck: {one.bottleneck}")
         to.print()
     if sure:
