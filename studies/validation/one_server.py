@@ -1,8 +1,8 @@
 """Workers behind one API server, and data-parallel ranks that step together, as services of the simulator.
 
-Until version 0.14 the ranks of `vllm serve --data-parallel-size N` met in an all-reduce in every step, of models without
-experts too (vLLM pull request 30739): all of them wait for the one that encodes and prefills. Such a group is one worker
-here, whose step is that of its busiest rank.
+Until pull request 30739 (December 2025) the ranks of `vllm serve --data-parallel-size N` met in an all-reduce in every
+step, of models without experts too: all wait for the one that encodes and prefills. Such a group is one worker here,
+whose step is that of its busiest rank.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ OVERLOAD: Final = 1.1
 TTFT_LIMIT_MS: Final = 20_000.0
 """The blog's promise for the 99th percentile of TTFT."""
 WEIGHTS: Final[Mapping[str, float]] = {THROUGHPUT: 2.0, TPOT: 0.5}
-"""Of logarithms in the fit: throughputs scatter by a few percent from run to run, 99th percentiles by four times that."""
+"""Of logarithms in the fit: throughputs scatter by a few percent between runs, 99th percentiles four times as much."""
 START: Final = (37e-3, 18e-3, 0.7e-3)
 """Seconds a request, a picture and a layer from which the fit starts."""
 STEP: Final = 0.03

@@ -60,12 +60,12 @@ READING: Final = """
 
 Kernels are those of engine `vllm`, untouched. Two mechanisms and three constants are not:
 
-1. **One API server.** `--api-server-count` was 1 unless set (its default became the number of ranks later; a log of
-   0.15 says so). One process reads, decodes and processes all pictures and streams all answers. Throughput levels off at
-   1/(36.2 ms + 18.6 ms a picture), whatever the devices do: a quarter of what they could. The picture's time is 15.7 ms
-   of resizing and the like (0.4 of what `vllm` assumes), 2.6 of decoding, 0.3 of the copy; the request's, parsing,
-   tokens, and some 0.2 ms for each of 150 streamed tokens.
-2. **Ranks in step.** Until vLLM pull request 30739, merged the day after the blog, ranks of dense models met in an
+1. **One API server.** `--api-server-count` was 1 unless set; its default became the number of ranks later (a log of
+   0.15 says so). One process reads, decodes and processes all pictures and streams all answers. Throughput levels off
+   at 1/(36.2 ms + 18.6 ms a picture), whatever the devices do. The picture's time is 15.7 ms of resizing and the like
+   (0.4 of what `vllm` assumes), 2.6 of decoding, 0.3 of the copy; the request's is parsing, tokens, and the streaming
+   of an answer of 150 tokens: no measurement splits it. That the two are one process's time is inferred from the curve.
+2. **Ranks in step.** Until vLLM pull request 30739, opened the day after the blog, ranks of dense models met in an
    all-reduce every step. Whoever decodes waits for whoever encodes and prefills, on any of the four devices.
    `simulator` has no such group yet: `one_server.Lockstep` makes one worker of it, with prompts dealt out evenly.
 3. **Eager launches**, 0.68 ms a layer in every stage and a pass for each picture. vLLM of 2023 needed 0.5 to 0.7 ms
@@ -73,17 +73,18 @@ Kernels are those of engine `vllm`, untouched. Two mechanisms and three constant
    that this baseline did too is inferred.
 
 With ranks that do not wait for each other the same fit asks for 1.78 ms a layer, more than any host that was measured,
-and leaves p99 TPOT three times as far off (second table). Throughput does not tell the two apart.
+and leaves p99 TPOT nearly three times as far off (second table). Throughput does not tell the two apart.
 
 ## What is not explained
 
-- **p99 TTFT in overload** is 10 to 40 % higher than predicted. Predictions obey the identity of a queue that is
-  drained in order, 0.99 N (1/X - 1/rate); the measured curve exceeds it by up to 75 % (third table). In order, no
-  request could wait that long in a run of this throughput: the server does not finish requests in the order in which
-  they come, as asyncio tasks and pools of threads do not. The simulator's station is first come, first served.
-- **p99 TTFT near the knee** (4 pictures, 7 to 10 requests/s) is twice the prediction: service times vary, here they do
-  not.
-- **p99 TPOT of 3 and 4 pictures at the knee** peaks 15 to 40 % above the prediction.
+- **p99 TTFT in overload** is mostly 1.1 to 2 times the prediction. The identity of a queue that is drained in order,
+  0.99 N (1/X - 1/rate), is an upper bound when X counts a whole run, its last answers included: predictions lie below
+  it, the measured curve above, by up to 74 % (third table). In order, no request could wait that long in a run of
+  that throughput, so the server does not serve requests in the order in which they come; asyncio tasks and pools of
+  threads need not. The simulator's station is first come, first served.
+- **p99 TTFT near the knee** (4 pictures, 7 to 9 requests/s) is about twice the prediction: service times vary, here
+  they do not.
+- **p99 TPOT at the knee** of 3 and 4 pictures peaks above the prediction (last table).
 - Noise: one run a point; neighbouring points differ by up to 20 % in p99 TPOT and 10 % in throughput.
 
 ## Predictions
@@ -130,7 +131,7 @@ def _plateaus(points: Sequence[CurvePoint], found: Array) -> str:
         "last rate within 20 s of TTFT, predicted",
         "measured",
     )
-    note = f"Plateaus are means over runs to which more than {OVERLOAD:g} times their throughput was offered [requests/s].\n"
+    note = f"Plateaus [requests/s] are means over runs offered more than {OVERLOAD:g} times their throughput.\n"
     return "## Plateaus and knees\n\n" + markdown(head, rows) + "\n" + note
 
 
