@@ -12,7 +12,7 @@ import pytest
 from costmodel import Workload, engine_names, hardware_names, load_hardware, predict
 from costmodel.efficiency import Chip, GemmCurve, gemm_s
 from studies.cli import main
-from studies.validation import published_files, report, suites, vllm_epd
+from studies.validation import published_files, report, serving_curve, suites, vllm_epd
 from studies.validation.methods import EXACT, MEASURED, MethodFigure
 from studies.validation.operators import fits_of, load_profiles, load_scored
 from studies.validation.published_files import (
@@ -33,7 +33,7 @@ FILES = {
     "end_to_end.csv": EndToEnd,
     "counts.csv": CountFigure,
     "splitwise.csv": PhaseTimes,
-    vllm_epd.FILE: vllm_epd.CurvePoint,
+    serving_curve.FILE: serving_curve.CurvePoint,
     **dict.fromkeys((MEASURED, EXACT), MethodFigure),
 }
 FIGURES = [row for name in ("end_to_end.csv", "counts.csv") for row in read_rows(name, FILES[name])]
@@ -374,8 +374,8 @@ def test_an_unknown_suite_is_one_line_and_exit_2(capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err == (
-        "lvlm: unknown suite 'splitwize'; did you mean 'splitwise'? known: counts, operators, published, splitwise, "
-        "techniques\n"
+        "lvlm: unknown suite 'splitwize'; did you mean 'splitwise'? known: counts, operators, published, serving, "
+        "splitwise, techniques\n"
     )
 
 

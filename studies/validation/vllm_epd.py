@@ -14,13 +14,12 @@ import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
-from pydantic import Field
 
 from costmodel import Image, load_engine
-from costmodel.base import Array, Frozen
+from costmodel.base import Array
 from costmodel.engine import EngineProfile
 from costmodel.step import StepModel
 from simulator import Pool, ServingPlan, report, simulate
@@ -29,13 +28,12 @@ from simulator.service import Service
 from simulator.step_service import StepService
 from simulator.traffic import arrival_times
 from studies.validation.one_server import Lockstep, OneServer
-from studies.validation.published_files import read_rows
+from studies.validation.serving_curve import THROUGHPUT, TPOT, TTFT, CurvePoint, measured_points
 
 MODEL: Final = "qwen3-vl-4b"
 HARDWARE: Final = "a100-sxm4-80gb"
 ENGINE: Final = "vllm-0.11"
 SOURCE: Final = "vllm-epd-blog"
-FILE: Final = "vllm_dp4_400_tokens.csv"
 PREDICTIONS: Final = Path(__file__).with_name("vllm_epd_predictions.csv")
 PICTURE: Final = Image(640, 640)
 OUTPUT_TOKENS: Final = 150
@@ -46,12 +44,6 @@ RANK_TOKENS: Final = 2048
 IMAGES: Final = (1, 2, 3, 4)
 TEXTS: Final = (400, 800, 2000)
 RATES: Final = tuple(range(4, 25))
-METRICS: Final = ("request_throughput_rps", "p99_ttft_ms", "p99_tpot_ms")
-THROUGHPUT, TTFT, TPOT = METRICS
-OVERLOAD: Final = 1.1
-"""A run is overloaded where more than this many times what it finished was offered; plateaus are means over such."""
-TTFT_LIMIT_MS: Final = 20_000.0
-"""The blog's promise for the 99th percentile of TTFT."""
 WEIGHTS: Final[Mapping[str, float]] = {THROUGHPUT: 2.0, TPOT: 0.5}
 """Of logarithms in the fit: throughputs scatter by a few percent between runs, 99th percentiles four times as much."""
 START: Final = (37e-3, 18e-3, 0.7e-3)
@@ -59,39 +51,6 @@ START: Final = (37e-3, 18e-3, 0.7e-3)
 STEP: Final = 0.03
 """Relative step of its derivatives: below it, the counts of a run do not change."""
 MOST_CALLS: Final = 8
-
-
-class CurvePoint(Frozen):
-    """One value of a serving curve: a row of the published file, or of ours.
-
-    Parameters
-    ----------
-    text_tokens, images : int
-        The request.
-    topology : str
-        How four devices are used.
-    offered_rps : float
-        Requests that come in a second.
-    metric : str
-        Of `METRICS`.
-    value : float
-        In the unit that its name says.
-    quality : str
-        What the reader of the figure noted.
-    """
-
-    text_tokens: Annotated[int, Field(ge=1)]
-    images: Annotated[int, Field(ge=1)]
-    topology: str
-    offered_rps: Annotated[float, Field(gt=0)]
-    metric: str
-    value: Annotated[float, Field(gt=0)]
-    quality: str = ""
-
-    @property
-    def run(self) -> tuple[int, int, str, float]:
-        """Which run it belongs to."""
-        return self.text_tokens, self.images, self.topology, self.offered_rps
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +133,6 @@ def predict_curves(
     return points
 
 
-def measured_points() -> list[CurvePoint]:
-    """Return the published curve."""
-    return read_rows(FILE, CurvePoint)
-
-
 def predicted_beside(points: Iterable[CurvePoint], topology: Topology, engine: EngineProfile) -> Array:
     """Return what is predicted for each measured value, shape (n_points,)."""
     deployments: dict[int, Deployment] = {}
@@ -192,24 +146,6 @@ def predicted_beside(points: Iterable[CurvePoint], topology: Topology, engine: E
             runs[point.run] = predict_run(deployments[point.images], requests)
         values.append(runs[point.run][point.metric])
     return np.array(values)
-
-
-def plateau(points: Iterable[CurvePoint], images: int) -> float:
-    """Return the mean throughput of overloaded runs [requests/s]."""
-    found = [p.value for p in points if p.metric == THROUGHPUT and p.images == images]
-    offered = [p.offered_rps for p in points if p.metric == THROUGHPUT and p.images == images]
-    return float(np.mean([x for x, rate in zip(found, offered, strict=True) if rate > OVERLOAD * x]))
-
-
-def last_passing_rate(points: Iterable[CurvePoint], images: int) -> float:
-    """Return the highest offered rate up to which every 99th percentile of TTFT keeps the blog's promise."""
-    curve = sorted((p.offered_rps, p.value) for p in points if p.metric == TTFT and p.images == images)
-    passed = 0.0
-    for rate, value in curve:
-        if value > TTFT_LIMIT_MS:
-            break
-        passed = rate
-    return passed
 
 
 def fitted_engine(request_s: float, picture_s: float, layer_s: float) -> EngineProfile:

@@ -16,24 +16,26 @@ from costmodel.engine import EngineProfile
 from studies import figures
 from studies.scatter import COLOURS
 from studies.validation.report import markdown
-from studies.validation.vllm_epd import (
-    ENGINE,
-    IMAGES,
+from studies.validation.serving_curve import (
     METRICS,
     OVERLOAD,
-    PICTURE,
-    PROMPTS,
     THROUGHPUT,
     TPOT,
     TTFT,
     CurvePoint,
+    last_passing_rate,
+    measured_points,
+    plateau,
+)
+from studies.validation.vllm_epd import (
+    ENGINE,
+    IMAGES,
+    PICTURE,
+    PROMPTS,
     Topology,
     dp4,
     fitted_engine,
     independent4,
-    last_passing_rate,
-    measured_points,
-    plateau,
     predicted_beside,
 )
 
@@ -60,11 +62,12 @@ READING: Final = """
 
 Kernels are those of engine `vllm`, untouched. Two mechanisms and three constants are not:
 
-1. **One API server.** `--api-server-count` was 1 unless set; its default became the number of ranks later (a log of
-   0.15 says so). One process reads, decodes and processes all pictures and streams all answers. Throughput levels off
-   at 1/(36.2 ms + 18.6 ms a picture), whatever the devices do. The picture's time is 15.7 ms of resizing and the like
-   (0.4 of what `vllm` assumes), 2.6 of decoding, 0.3 of the copy; the request's is parsing, tokens, and the streaming
-   of an answer of 150 tokens: no measurement splits it. That the two are one process's time is inferred from the curve.
+1. **One API server** reads, decodes and processes all pictures and streams all answers. Throughput levels off at
+   1/(36.2 ms + 18.6 ms a picture), whatever the devices do. The picture's time is 15.7 ms of resizing and the like (0.4
+   of what `vllm` assumes), 2.6 of decoding, 0.3 of the copy; the request's is parsing, tokens, and the streaming of an
+   answer of 150 tokens: no measurement splits it. All of this is inferred from the curve: the blog states no number of
+   servers. More than one had to be asked for when `--api-server-count` came (vLLM pull request 17546); by 0.15 the
+   default was the number of ranks. Four servers that take four times as long would level off alike.
 2. **Ranks in step.** Until vLLM pull request 30739, opened the day after the blog, ranks of dense models met in an
    all-reduce every step. Whoever decodes waits for whoever encodes and prefills, on any of the four devices.
    `simulator` has no such group yet: `one_server.Lockstep` makes one worker of it, with prompts dealt out evenly.

@@ -11,22 +11,16 @@ from simulator.request import Items, requests_of
 from simulator.service import Capacity, LinearService
 from studies.validation import nvidia_ttft
 from studies.validation.one_server import Lockstep, OneServer
+from studies.validation.serving_curve import OVERLOAD, THROUGHPUT, TPOT, TTFT, CurvePoint, measured_points, plateau
 from studies.validation.vllm_epd import (
     IMAGES,
     MODEL,
-    OVERLOAD,
     PREDICTIONS,
     PROMPTS,
     RANKS,
-    THROUGHPUT,
-    TPOT,
-    TTFT,
-    CurvePoint,
     dp4,
     fitted_engine,
     independent4,
-    measured_points,
-    plateau,
     predict_curves,
     predict_run,
     traffic,

@@ -7,17 +7,8 @@ from typing import Final
 
 from costmodel import load_engine
 from studies.validation.rows import Row, Suite, by_group
-from studies.validation.vllm_epd import (
-    ENGINE,
-    IMAGES,
-    SOURCE,
-    THROUGHPUT,
-    dp4,
-    measured_points,
-    plateau,
-    predict_run,
-    traffic,
-)
+from studies.validation.serving_curve import THROUGHPUT, measured_points, plateau
+from studies.validation.vllm_epd import ENGINE, IMAGES, SOURCE, dp4, predict_run, traffic
 
 TITLE: Final = "published serving curve"
 NOTE: Final = (
