@@ -126,7 +126,7 @@ def resolve(requests: Requests, service: Service) -> Resolved:
         prompts=[None] * len(requests) if found is None else found.prompts,
         own_keys=None if found is None else found.own_keys,
         beside_tokens=None if found is None or not beside.any() else found.beside_tokens,
-        kept_tokens=None if found is None or not any(found.kept_tokens) else found.kept_tokens,
+        kept_tokens=None if found is None or not (beside.any() or any(found.kept_tokens)) else found.kept_tokens,
     )
 
 

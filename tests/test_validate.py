@@ -12,7 +12,7 @@ import pytest
 from costmodel import Workload, engine_names, hardware_names, load_hardware, predict
 from costmodel.efficiency import Chip, GemmCurve, gemm_s
 from studies.cli import main
-from studies.validation import published_files, report, suites
+from studies.validation import published_files, report, serving_curve, suites, vllm_epd
 from studies.validation.methods import EXACT, MEASURED, MethodFigure
 from studies.validation.operators import fits_of, load_profiles, load_scored
 from studies.validation.published_files import (
@@ -33,6 +33,7 @@ FILES = {
     "end_to_end.csv": EndToEnd,
     "counts.csv": CountFigure,
     "splitwise.csv": PhaseTimes,
+    serving_curve.FILE: serving_curve.CurvePoint,
     **dict.fromkeys((MEASURED, EXACT), MethodFigure),
 }
 FIGURES = [row for name in ("end_to_end.csv", "counts.csv") for row in read_rows(name, FILES[name])]
@@ -74,7 +75,7 @@ def test_every_served_figure_says_what_is_asked_and_what_is_assumed(figure):
 def test_names_of_figures_are_unique_and_no_source_is_idle():
     names = [figure.name + figure.source for figure in FIGURES]
     assert len(names) == len(set(names))
-    used = {figure.source for figure in (*FIGURES, *METHODS)} | {"splitwise"}
+    used = {figure.source for figure in (*FIGURES, *METHODS)} | {"splitwise", vllm_epd.SOURCE}
     assert used == set(load_sources())
 
 
@@ -220,7 +221,7 @@ def test_bands_count_kernels_and_requests_apart():
 
 def test_suites_are_the_files_of_their_folder(tmp_path, monkeypatch):
     files = {path.stem for path in Path(suites.__file__).parent.glob("*.py")} - {"__init__"}
-    assert set(suite_names()) == files == {"counts", "operators", "published", "splitwise", "techniques"}
+    assert set(suite_names()) == files == {"counts", "operators", "published", "serving", "splitwise", "techniques"}
     text = "from studies.validation.rows import Suite\ndef evaluate(data=None):\n    return Suite('new', str(data))\n"
     (tmp_path / "new.py").write_text(text, encoding="utf-8")
     monkeypatch.setattr(suites, "__path__", [*suites.__path__, str(tmp_path)])
@@ -373,8 +374,8 @@ def test_an_unknown_suite_is_one_line_and_exit_2(capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err == (
-        "lvlm: unknown suite 'splitwize'; did you mean 'splitwise'? known: counts, operators, published, splitwise, "
-        "techniques\n"
+        "lvlm: unknown suite 'splitwize'; did you mean 'splitwise'? known: counts, operators, published, serving, "
+        "splitwise, techniques\n"
     )
 
 

@@ -44,7 +44,7 @@ def validate(
     Parameters
     ----------
     suite : str
-        One suite, such as counts, operators, published, splitwise or techniques; all of them by default.
+        One suite, such as counts, operators, published, serving, splitwise or techniques; all of them by default.
     data : Path
         A folder above raw kernel tables: the suite of operators scores its fits on them. Needs the extra `data`.
     figure : Path

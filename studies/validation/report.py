@@ -41,8 +41,10 @@ READING: Final = """
   single vision-language requests on A100, A800, H100, H20, L40S and GeForce cards.
 - Methods: ratios of requests with and without them, and their own values, from papers that name their GPU; FLOPs, cache
   and accepted tokens by the source's own convention.
-- Not validated here: queues and batches that change (a simulator's part), energy, cost, other devices, AMD beyond a few
-  kernels, 8-bit end to end, several nodes.
+- Many requests at once: the throughput of one published serving curve, to which an engine was fitted; its latencies
+  are in [vllm_epd.md](vllm_epd.md), NVIDIA's attribution of TTFT in [nvidia_ttft.md](nvidia_ttft.md).
+- Not validated here: other queues and batches that change, energy, cost, other devices, AMD beyond a few kernels,
+  8-bit end to end, several nodes.
 - What was left out, and why: [published/EXCLUDED.md](published/EXCLUDED.md).
 """
 
