@@ -115,7 +115,9 @@ def test_leaps_of_ranks_in_step_are_their_steps(decoding):
 def test_one_rank_in_step_is_a_worker_behind_a_server():
     assert Lockstep(RANK, 3, 1).capacity == RANK.capacity
     for service in (Lockstep(RANK, 3, 1), OneServer(RANK, 3)):
-        assert service.step_s([(5, 60)], 1, 7, [90.0]) == pytest.approx(RANK.step_s([(5, 60)], 1, 7, [90.0]))
+        assert service.step_s([(5, 60, None)], 1, 7, [90.0]) == pytest.approx(
+            RANK.step_s([(5, 60, None)], 1, 7, [90.0])
+        )
         cost = RANK.media(Image(280, 280), 3)
         assert 3 * service.preprocess_s(Image(280, 280), cost) == pytest.approx(RANK.request_s)
         assert service.request_s == 0.0
