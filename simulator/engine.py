@@ -9,24 +9,26 @@ from typing import Final
 
 import numpy as np
 
-from simulator.batch import Batch, Limits, Roles
+from simulator.batch import Batch
 from simulator.batching import batch_policy
 from simulator.clock import FIRST, Clock
 from simulator.cpu import ahead
 from simulator.encode_duty import EncodeDuty
 from simulator.flow import TOO_LONG, Flow
+from simulator.hooks import Alone, Inbox
+from simulator.limits import Roles, limits_of
 from simulator.ordering import order_key
 from simulator.pool_run import PoolRun
 from simulator.request import ENDS, NONE, Requests, State
 from simulator.resolve import Resolved, resolve
 from simulator.service import Service
-from simulator.serving_plan import Policies, ServingPlan
+from simulator.serving_plan import ServingPlan
 from simulator.steplog import pooled
 from simulator.tape import Tape
 from simulator.topology import STAGES, Pool, Stage, encoders_for_others
 from simulator.trace import LinkTrace, PoolTrace, Trace
 from simulator.transfer import Room
-from simulator.worker import Inbox, Worker
+from simulator.worker import Worker
 
 REPORT_EVERY = 1024
 """Ended requests between two calls of `progress`."""
@@ -95,62 +97,6 @@ def _check_stages(plan: ServingPlan, requests: Requests) -> None:
         for stage in needed:
             if not topology.running(stage):
                 raise ValueError(f"stage {stage!r} is run by no pool, and requests {what} need it; add it to one")
-
-
-def limits_of(
-    pool: Pool, policies: Policies, service: Service, *, largest_item: int, largest_request: int, sends: bool
-) -> Limits:
-    """Return the settings of a pool's workers: the pool's own, else those of policy, engine and device.
-
-    Parameters
-    ----------
-    largest_item, largest_request : int
-        Embeddings of the largest item, and of all items of the largest request.
-    sends : bool
-        Whether it encodes for other pools.
-    """
-    capacity = service.capacity
-    policy_budget = batch_policy(policies.batch).token_budget
-    max_sequences = pool.max_batch or capacity.max_sequences
-    budget = pool.token_budget or policy_budget or max(capacity.chunk_tokens, max_sequences)
-    encoder = max(pool.encoder_budget_tokens or capacity.encoder_tokens, largest_item)
-    receives = pool.runs("prefill") and not pool.runs("encode")
-    least = largest_request if receives or sends else largest_item
-    together = pool.lockstep
-    return Limits(
-        token_budget=budget * together,
-        max_sequences=max(1, max_sequences * together // pool.pp),
-        kv_blocks=max(1, capacity.kv_blocks * together // pool.pp),
-        block_tokens=capacity.block_tokens,
-        encoder_budget=encoder * together,
-        encoder_cache_tokens=max((pool.encoder_cache_tokens or encoder) * together, least),
-        long_prefill_tokens=pool.long_prefill_tokens or (budget if together > 1 else 0),
-        prefix_caching=policies.prefix_caching and service.shares_prefixes,
-        encode_items=pool.encode_items,
-    )
-
-
-class Alone:
-    """Hooks of a worker that does everything: it tells only of ends."""
-
-    def __init__(self, on_end: Callable[[int], None]) -> None:
-        self.on_end = on_end
-
-    def ended(self, request: int, worker: Worker) -> None:
-        """Take a request that has its last token."""
-        del worker
-        self.on_end(request)
-
-    def prefilled(self, request: int, worker: Worker) -> None:
-        """Nothing is handed over."""
-
-    encoded = needs_embeddings = prefilled
-
-    def chunk(self, request: int, tokens: int, worker: Worker) -> None:
-        """Nothing is sent."""
-
-    def has_room(self, worker: Worker) -> None:
-        """Nobody waits for room."""
 
 
 class Simulation:
@@ -240,7 +186,7 @@ class Simulation:
         )
         self.workers.append(worker)
         run.workers.append(worker)
-        run.rooms.append(Room(lambda: worker.batch.unpromised))
+        run.rooms.append(Room(lambda: worker.batch.handover.unpromised))
         self.flow.places.append((run, slot))
         return worker
 
@@ -397,8 +343,8 @@ class Simulation:
             prompt_tokens=np.array(self.resolved.prompt_tokens, dtype=np.int64),
             columns=self.tape.columns,
             reasons=self.tape.reasons,
-            steps=tuple(w.log.table() for w in self.workers),
-            itl=pooled([w.log for w in self.workers]),
+            steps=tuple(w.notes.log.table() for w in self.workers),
+            itl=pooled([w.notes.log for w in self.workers]),
             pools=tuple(self._pool_trace(run) for run in self.runs),
             encoder_hits=sum(cache.hits for cache in (*caches, *duties)),
             encoder_misses=sum(cache.misses for cache in (*caches, *duties)),

@@ -435,10 +435,10 @@ class Flow:
         self.tape.decode_worker[journey.request] = worker.index
 
         def take() -> None:
-            worker.batch.promise(journey.request)
+            worker.batch.handover.promise(journey.request)
             go_on()
 
-        run.rooms[slot].ask(journey.request, worker.batch.blocks_for(journey.request), take)
+        run.rooms[slot].ask(journey.request, worker.batch.handover.blocks_for(journey.request), take)
         return True
 
     def chunk(self, request: int, tokens: int, worker: Worker) -> None:
@@ -531,8 +531,8 @@ class Flow:
         assert decoder is not None  # noqa: S101
         run, slot = self.places[decoder.index]
         run.loads.give(slot, tokens=-self.resolved.prompt_tokens[request], requests=-1)
-        if not run.rooms[slot].drop(request) and decoder.runs and request in decoder.batch.promised:
-            decoder.batch.break_promise(request)
+        if not run.rooms[slot].drop(request) and decoder.runs and request in decoder.batch.handover.promised:
+            decoder.batch.handover.break_promise(request)
             run.rooms[slot].offer()
 
     def _end(self, request: int, state: State, reason: str) -> None:
@@ -575,7 +575,7 @@ class Flow:
             self._wire(run, target, slot).drop(("kv", request, part))
         journey.left = 0
         held = decoder.batch
-        joined = request in held.running or any(entry[0] == request for entry in held.landed)
+        joined = request in held.running or held.handover.holds(request)
         if decoder.runs and joined and decoder is not worker:
             target.loads.give(to, tokens=-self.resolved.prompt_tokens[request], requests=-1)
             decoder.abort(request)

@@ -16,7 +16,7 @@ from simulator.topology import Pool
 from simulator.transfer import Room
 
 if TYPE_CHECKING:
-    from simulator.batch import Limits
+    from simulator.limits import Limits
     from simulator.serving_plan import Policies
     from simulator.worker import Worker
 

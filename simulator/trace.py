@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodel.base import Array
-from simulator.batch import Limits
+from simulator.limits import Limits
 from simulator.request import Ints, Requests, State
 from simulator.serving_plan import ServingPlan
 from simulator.topology import Pool

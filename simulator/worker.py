@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
 from costmodel.base import Array
-from simulator.batch import EVERYTHING, Batch, Limits
+from simulator.batch import Batch
 from simulator.batching import BatchPolicy
 from simulator.clock import Clock, Moment
+from simulator.hooks import Hooks, Inbox
+from simulator.limits import EVERYTHING, Limits
+from simulator.notes import Notes
 from simulator.resolve import Resolved
 from simulator.service import Service
-from simulator.steplog import StepLog
 from simulator.tape import Tape
 
 LEAST_LEAP = 4
@@ -23,50 +24,6 @@ MOST_LEAP = 1 << 14
 """Steps of one leap: bounds the arrays."""
 SHORTEST_STEP_S = 1e-9
 """A step that takes no time is taken for one of this, where the length of a leap is guessed."""
-
-
-class Inbox:
-    """Requests whose times are known before the run: a worker takes them in at the ends of its steps.
-
-    An arrival while a step is under way changes nothing before its end, so it needs no event of its own.
-
-    Parameters
-    ----------
-    order : list of int
-        Requests, in order of arrival.
-    times_s : list of float
-        When each is ready to run [s].
-    """
-
-    __slots__ = ("next_s", "order", "position", "times_s")
-
-    def __init__(self, order: list[int], times_s: list[float]) -> None:
-        self.order = order
-        self.times_s = [*times_s, math.inf]
-        self.position = 0
-        self.next_s = self.times_s[0]
-
-
-class Hooks(Protocol):
-    """What a worker tells those around it."""
-
-    def ended(self, request: int, worker: Worker) -> None:
-        """Take a request that has its last token."""
-
-    def prefilled(self, request: int, worker: Worker) -> None:
-        """Take a request whose prompt is computed and that decodes elsewhere."""
-
-    def encoded(self, item: int, worker: Worker) -> None:
-        """Take an item that was encoded for another worker."""
-
-    def needs_embeddings(self, request: int, worker: Worker) -> None:
-        """Take a preempted request whose embeddings must come again."""
-
-    def chunk(self, request: int, tokens: int, worker: Worker) -> None:
-        """Take note that a step starts which computes so many tokens of a request."""
-
-    def has_room(self, worker: Worker) -> None:
-        """Take note that a step has ended, which may have made room."""
 
 
 class Worker:
@@ -129,7 +86,7 @@ class Worker:
         self.layerwise = layerwise
         self.batch = build()
         self._plain = plain
-        self.log = StepLog()
+        self.notes = Notes(tape)
         self.slowness = 1.0  # a straggler takes this many times as long
         self.runs = True  # not crashed, and not switched off
         self.rests: list[float] = []  # when it stopped though something waited, and when it went on [s]
@@ -139,9 +96,6 @@ class Worker:
         self._steps = 1
         self._decode_s = 1e-3  # time of a step of decoding alone, lately: only guesses how far a leap may go
         self._ends: Array | None = None  # of the steps of a leap
-        self._groups: list[list[float]] = []  # [time of the last token, decoding sequences that had theirs then]
-        self._rejoined: dict[int, float] = {}
-        self._silent: dict[int, float] = {}  # preempted sequences -> time of their last token
         self._leaving: list[int] = []  # requests that are taken out when the step ends
         self.inbox = inbox or Inbox([], [])
         self._no_keys = (0.0,) * len(service.rules)
@@ -194,7 +148,7 @@ class Worker:
 
     def abort(self, request: int) -> None:
         """Take a request out: now, or when the step under way ends."""
-        if self._flight is None or request in self.batch.handed or request not in self.batch.running:
+        if self._flight is None or request in self.batch.handover.handed or request not in self.batch.running:
             self._take_out(request)
             self.stir()
         else:
@@ -205,7 +159,8 @@ class Worker:
         """Crash, or be switched off: the step under way is lost, and so is everything in memory."""
         self._flight = self._ends = None
         self.runs = False
-        self._groups, self._rejoined, self._silent, self._leaving = [], {}, {}, []
+        self._leaving = []
+        self.notes.forget_all()
         old = self.batch
         self.batch = self.build()
         self.batch.kv.evicted = old.kv.evicted
@@ -254,7 +209,7 @@ class Worker:
             self._let_go()
         batch.form(self.policy.decide(batch))
         while batch.preempted:
-            self._note_preempted()
+            self._back_to_queue()
             if batch.chunks or batch.decodes:
                 break
             batch.form(self.policy.decide(batch))
@@ -265,11 +220,17 @@ class Worker:
         if len(self.rests) % 2:
             self.rests.append(now)
         self._start_s = now
-        self._note_started(now)
+        self.notes.started(batch, now)
         self._flight = self.clock.at(self._end_of_step(now, encodes=encodes), self._end)
         if self.layerwise:
             for request, (_, tokens, _) in zip(batch.owners, batch.chunks, strict=True):
                 self.hooks.chunk(request, tokens, self)
+
+    def _back_to_queue(self) -> None:
+        """Note who was preempted, and ask for the embeddings that are not here any more."""
+        self.notes.preempted(self.batch)
+        for request in self.batch.returned:
+            self.hooks.needs_embeddings(request, self)
 
     def _end_of_step(self, now: float, *, encodes: bool) -> float:
         """Return when the step that starts now ends, or the last of several that cannot differ."""
@@ -286,7 +247,7 @@ class Worker:
     def _fall_idle(self) -> None:
         """Wait for the next arrival; what is here waits for another worker, or there is nothing."""
         batch = self.batch
-        held = batch.running or batch.queue or batch.landed or (batch.duty is not None and batch.duty.queue)
+        held = batch.running or batch.queue or batch.handover.landed or (batch.duty is not None and batch.duty.queue)
         if held:
             alone = batch.roles == EVERYTHING and batch.duty is None
             if alone:
@@ -366,12 +327,14 @@ class Worker:
         now, batch, tape = event.time_s, self.batch, self.tape
         decoding = batch.decode.size if batch.decodes else 0
         paused = len(batch.paused)
-        self._note_step(now, decoding)
+        self.notes.step(
+            batch, now, start_s=self._start_s, steps=self._steps, decoding=decoding, encode_s=self._encode_s
+        )
         ended, begun = batch.close(self._steps)
         if decoding:
-            self._note_gaps(now, decoding, paused)
+            self.notes.gaps(batch, now, self._ends, decoding, paused)
         if begun:
-            self._note_begun(now, begun)
+            self.notes.begun(batch, now, begun)
         for request in ended:
             if self._leaving and request in self._leaving:
                 self._leaving.remove(request)
@@ -390,7 +353,7 @@ class Worker:
             self._let_go()
         if not batch.roles.decodes:
             for request in batch.finishing:
-                if request in batch.handed:
+                if request in batch.handover.handed:
                     hooks.prefilled(request, self)
         duty = batch.duty
         if duty is not None and duty.done:
@@ -405,97 +368,5 @@ class Worker:
 
     def _take_out(self, request: int) -> None:
         """Take a request out between two steps."""
-        if request in self.batch.decode.offset:
-            group = next((g for g in self._groups if g[1] > 0), None)
-            if group is not None:
-                group[1] -= 1
-        self._silent.pop(request, None)
-        self._rejoined.pop(request, None)
+        self.notes.forget(request, decodes=request in self.batch.decode.offset)
         self.batch.take_out(request)
-
-    # Notes
-
-    def _note_step(self, now: float, decoding: int) -> None:
-        """Log the step as it was while it ran."""
-        batch = self.batch
-        kv, chunks = batch.kv, batch.chunks
-        tokens = 0
-        for _, part, _ in chunks:
-            tokens += part
-        self.log.rows.extend(
-            (
-                self._start_s,
-                now,
-                self._steps,
-                decoding,
-                tokens,
-                len(chunks),
-                len(batch.finishing),
-                self._encode_s,
-                (len(batch.encoder.batch) if chunks else 0) + (0 if batch.duty is None else len(batch.duty.batch)),
-                len(batch.queue),
-                len(batch.running),
-                kv.blocks - kv.free,
-            )
-        )
-
-    def _note_gaps(self, now: float, decoding: int, paused: int) -> None:
-        """Log the gaps between tokens that this step ended."""
-        groups, log, ends = self._groups, self.log, self._ends
-        left = decoding - self.batch.ended_decoding
-        if ends is None and len(groups) == 1 and not paused:  # nearly always
-            group = groups[0]
-            log.gap(now - group[0], decoding)
-            group[0], group[1] = now, left
-            return
-        first = now if ends is None else float(ends[0])
-        behind = next((group for group in groups if group[1] >= paused), groups[0])
-        kept = [behind[0], paused]
-        behind[1] -= paused
-        for last, sequences in groups:
-            log.gap(first - last, int(sequences))
-        if ends is not None:
-            log.gaps(ends[1:] - ends[:-1], decoding)
-        self._groups = [[now, left], kept] if paused else [[now, left]]
-
-    def _note_started(self, now: float) -> None:
-        """Log who starts, and sequences that come from another worker, where they had their first token."""
-        tape, batch = self.tape, self.batch
-        for request, cached in batch.admitted:
-            tape.start(request, now, cached)
-        if batch.joined:
-            for request in batch.joined:
-                tape.join(request, now)
-                self._groups.append([tape.first_token_s[request], 1])
-            batch.joined = []
-
-    def _note_begun(self, now: float, begun: list[int]) -> None:
-        """Log first tokens, and the gaps of sequences that come back."""
-        tape, until, groups = self.tape, self.batch.decode.until, self._groups
-        going: float = 0
-        for request in begun:
-            if request in self._silent:
-                self.log.gap(now - self._silent.pop(request), 1)
-                self._rejoined[request] = now
-            else:
-                tape.first_token_s[request] = now
-            going += request in until
-        if groups and groups[0][0] == now:
-            groups[0][1] += going
-        elif going:
-            groups.append([now, going])
-
-    def _note_preempted(self) -> None:
-        """Remember when preempted sequences had their last token."""
-        tape, groups = self.tape, self._groups
-        for request in self.batch.preempted:
-            tape.preempt(request)
-            had = tape.first_token_s[request]
-            if had != had or request in self._silent:  # noqa: PLR0124 - not a number: no token yet
-                continue
-            had = self._rejoined.pop(request, had)
-            group = next((g for g in groups if g[0] == had), groups[0])
-            group[1] -= 1
-            self._silent[request] = group[0]
-        for request in self.batch.returned:
-            self.hooks.needs_embeddings(request, self)
