@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Final
 
 import numpy as np
 
-from simulator.batch import Batch
-from simulator.batching import batch_policy
+from simulator.assembly import Assembly, pool_runs
 from simulator.clock import FIRST, Clock
 from simulator.cpu import ahead
-from simulator.encode_duty import EncodeDuty
 from simulator.flow import TOO_LONG, Flow
 from simulator.hooks import Alone, Inbox
-from simulator.limits import Roles, limits_of
-from simulator.ordering import order_key
+from simulator.network import Network
 from simulator.pool_run import PoolRun
 from simulator.request import ENDS, NONE, Requests, State
-from simulator.resolve import Resolved, resolve
 from simulator.service import Service
 from simulator.serving_plan import ServingPlan
 from simulator.steplog import pooled
 from simulator.tape import Tape
-from simulator.topology import STAGES, Pool, Stage, encoders_for_others
+from simulator.topology import STAGES, Stage
 from simulator.trace import LinkTrace, PoolTrace, Trace
-from simulator.transfer import Room
-from simulator.worker import Worker
 
 REPORT_EVERY = 1024
 """Ended requests between two calls of `progress`."""
@@ -115,128 +108,34 @@ class Simulation:
         leaps: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        self.plan, self.requests, self.leaps = plan, requests, leaps
+        self.plan, self.requests = plan, requests
         self.progress = progress
         self.clock = Clock()
         self.tape = Tape(requests)
         pools = plan.topology.pools
         by_pool = services if isinstance(services, Mapping) else {pool.name: services for pool in pools}
-        first = next(pool for pool in pools if pool.runs("prefill"))
-        self.service = by_pool[first.name]
-        self.resolved: Resolved = resolve(requests, self.service)
+        self.runs = pool_runs(
+            plan, requests, by_pool, self.clock, lambda request: self.flow.pictures.preprocessed(request)
+        )
+        first = next(run for run in self.runs if run.pool.runs("prefill"))
+        self.service, self.resolved = first.service, first.resolved
         self.n_ended = 0
         self.followers = _followers(requests)
         self.first_ones = iter(np.flatnonzero(requests.after < 0).tolist())  # those that wait for nobody, in order
         self.conversation, self.unfinished = _conversations(requests)
         self.is_open = not requests.concurrency and not self.followers
-        patient = bool(np.isinf(requests.patience_s).all())
-        self.plain = self.is_open and patient and len(pools) == 1 and set(pools[0].stages) == set(STAGES)
-        self.plain = self.plain and pools[0].replicas == 1 and plan.policies.admission == "all"
-        self.runs = [self._pool_run(pool, by_pool[pool.name]) for pool in pools]
-        self.flow = Flow(self.clock, plan, self.runs, resolved=self.resolved, tape=self.tape, on_end=self._ended)
-        self.workers: list[Worker] = []
-        inbox = self._ready_ahead(self.runs[0]) if self.plain else None
+        self.plain = self.is_open and bool(np.isinf(requests.patience_s).all()) and _is_plain(plan)
+        self.network = Network(self.clock, plan, self.runs, resolved=self.resolved, tape=self.tape)
+        self.flow = Flow(self.network, self._ended)
+        assembly = Assembly(self.flow, leaps=leaps, alone=Alone(self._ended) if self.plain else None)
+        self.workers = assembly.workers
+        inbox = self._ready_ahead(first) if self.plain else None
         for run in self.runs:
-            for slot in range(run.pool.replicas):
-                self.add_worker(run, slot, inbox)
-
-    def _pool_run(self, pool: Pool, service: Service) -> PoolRun:
-        r = self.resolved
-        sends = pool.name in [other.name for other in encoders_for_others(self.plan.topology)]
-        limits = limits_of(
-            pool,
-            self.plan.policies,
-            service,
-            largest_item=max(r.item_embeds, default=0),
-            largest_request=_largest_request(r),
-            sends=sends,
-        )
-        seen = r if service is self.service else resolve(self.requests, service)
-        return PoolRun(
-            pool,
-            service,
-            limits,
-            policies=self.plan.policies,
-            resolved=seen,
-            clock=self.clock,
-            on_preprocessed=self._preprocessed,
-        )
+            for _ in range(run.pool.replicas):
+                assembly.add(run, inbox)
 
     def _preprocessed(self, request: int) -> None:
-        self.flow.preprocessed(request)
-
-    def add_worker(self, run: PoolRun, slot: int, inbox: Inbox | None = None) -> Worker:
-        """Add a worker to a pool."""
-        pool, topology = run.pool, self.plan.topology
-        layerwise = any(link.layerwise and link.source == pool.name for link in topology.links)
-        worker = Worker(
-            self.clock,
-            len(self.workers),
-            resolved=run.resolved,
-            service=run.service,
-            policy=batch_policy(self.plan.policies.batch),
-            limits=run.limits,
-            tape=self.tape,
-            hooks=Alone(self._ended) if self.plain else self.flow,
-            build=partial(self._batch, run),
-            leaps=self.leaps,
-            inbox=inbox,
-            layerwise=layerwise and not pool.runs("decode"),
-            plain=self.plain,
-        )
-        self.workers.append(worker)
-        run.workers.append(worker)
-        run.rooms.append(Room(lambda: worker.batch.handover.unpromised))
-        self.flow.places.append((run, slot))
-        return worker
-
-    def _batch(self, run: PoolRun) -> Batch:
-        """Return an empty batch of a pool's worker."""
-        pool, limits, policies = run.pool, run.limits, self.plan.policies
-        duty = None
-        if run in self.flow.encoders:
-            duty = EncodeDuty(
-                run.resolved,
-                budget=limits.encoder_budget,
-                room=limits.encoder_cache_tokens,
-                most_items=limits.encode_items,
-                key=self._item_key(policies.encode_order),
-                urgent=self.flow.urgent,
-            )
-        batch = Batch(
-            run.resolved,
-            limits,
-            run.service.rules,
-            roles=Roles(pool.runs("encode"), pool.runs("prefill"), pool.runs("decode")),
-            key=self._request_key(run, policies.order),
-            duty=duty,
-        )
-        self._let_pull(run, batch)
-        return batch
-
-    def _let_pull(self, run: PoolRun, batch: Batch) -> None:
-        """Let a worker ask for embeddings only while little waits there, where its link pulls."""
-        links = [link for link in self.plan.links if link.target == run.pool.name and link.mode == "pull"]
-        if not links or batch.roles.encodes or not batch.roles.prefills:
-            return
-        most = min(link.pull_below for link in links) * run.limits.kv_blocks * run.limits.block_tokens
-        encoder, prompt = batch.encoder, self.resolved.prompt_tokens
-        free = encoder.room.free  # type: ignore[union-attr]
-
-        def willing() -> float:
-            waiting = sum(prompt[request] for request in batch.queue)
-            return free() if not waiting or waiting < most else -1.0
-
-        encoder.room.free = willing  # type: ignore[union-attr]
-
-    def _request_key(self, run: PoolRun, order: str) -> Callable[[int], float] | None:
-        key = order_key(order)
-        return None if key is None else lambda request: key(self.flow.view(request, run))
-
-    def _item_key(self, order: str) -> Callable[[int], float] | None:
-        key = order_key(order)
-        owner = self.resolved.item_request
-        return None if key is None else lambda item: key(self.flow.view(owner[item], self.runs[0]))
+        self.flow.pictures.preprocessed(request)
 
     def run(self) -> None:
         """Let everything happen."""
@@ -249,8 +148,8 @@ class Simulation:
         if not requests.concurrency:
             self._feed()
         self.clock.run()
-        while self.flow.parked:  # nobody will come back
-            self.flow.parked.clear()
+        while self.network.parked:  # nobody will come back
+            self.network.parked.clear()
             for request in range(len(requests)):
                 if self.tape.state[request] not in ENDS and not np.isnan(self.tape.arrival_s[request]):
                     self.flow.leave(request, State.FAILED, NO_WORKER)
@@ -332,9 +231,9 @@ class Simulation:
     def trace(self, seed: int, wall_s: float, cpu_s: float) -> Trace:
         """Return what happened."""
         audits = [f"worker {w.index}: {line}" for w in self.workers for line in w.batch.audit()]
-        audits += [f"{ends}: {line}" for ends, wire in self.flow.wires.items() for line in wire.audit()]
-        if self.flow.journeys:
-            audits.append(f"{len(self.flow.journeys)} requests are on their way for ever")
+        audits += [f"{ends}: {line}" for ends, wire in self.network.wires.items() for line in wire.audit()]
+        if self.network.journeys:
+            audits.append(f"{len(self.network.journeys)} requests are on their way for ever")
         caches = [w.batch.encoder.cache for w in self.workers]
         duties = [w.batch.duty.cache for w in self.workers if w.batch.duty is not None]
         return Trace(
@@ -355,7 +254,7 @@ class Simulation:
             wall_s=wall_s,
             cpu_s=cpu_s,
             events=self.clock.n_events,
-            links=tuple(LinkTrace(*ends, wire.sent_bytes, wire.busy_s) for ends, wire in self.flow.wires.items()),
+            links=tuple(LinkTrace(*ends, wire.sent_bytes, wire.busy_s) for ends, wire in self.network.wires.items()),
         )
 
     def _pool_trace(self, run: PoolRun) -> PoolTrace:
@@ -367,6 +266,13 @@ class Simulation:
             preprocess_workers=run.n_preprocess_workers if run.station is not None else 0,
             preprocess_busy_s=0.0 if run.station is None else run.station.busy_s,
         )
+
+
+def _is_plain(plan: ServingPlan) -> bool:
+    """Return whether one worker does everything, and nothing happens to it."""
+    pools = plan.pools
+    alone = len(pools) == 1 and set(pools[0].stages) == set(STAGES) and pools[0].replicas == 1
+    return alone and plan.policies.admission == "all"
 
 
 def _followers(requests: Requests) -> dict[int, list[int]]:
@@ -384,10 +290,3 @@ def _conversations(requests: Requests) -> tuple[list[int], list[int]]:
         if before >= 0:
             first[request] = first[before]
     return first, np.bincount(first, minlength=len(requests)).tolist()
-
-
-def _largest_request(resolved: Resolved) -> int:
-    """Return the embeddings of the request with most of them."""
-    before = np.concatenate([[0], np.cumsum(resolved.item_embeds, dtype=np.int64)])
-    first = np.array(resolved.first_item)
-    return int((before[first[1:]] - before[first[:-1]]).max(initial=0))

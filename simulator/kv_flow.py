@@ -1,0 +1,139 @@
+"""The way of a prompt's KV to the worker that decodes: whose room it takes, when it leaves, when it has landed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from simulator.journey import Journey
+from simulator.network import Network, lightest
+from simulator.pool_run import PoolRun
+from simulator.request import State
+from simulator.worker import Worker
+
+
+class KvFlow:
+    """Hands prompts over to workers that decode.
+
+    Parameters
+    ----------
+    network : Network
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+
+    def leaves(self, journey: Journey) -> bool:
+        """Return whether a request decodes elsewhere than in the pool of its prompt."""
+        longest = self.network.resolved.requests.max_output_tokens[journey.request]
+        return not journey.front.pool.runs("decode") and bool(longest > 1)
+
+    def _pool(self, request: int) -> PoolRun:
+        return lightest([run for run in self.network.decoders if run.holds(request, answer=True)])
+
+    def reserve(self, journey: Journey, go_on: Callable[[Journey], None]) -> None:
+        """Go on with a prompt, where its link says so once there is room for its KV behind it."""
+        run = self._pool(journey.request)
+        if self.network.link(journey.front, run).mode != "reserve":
+            go_on(journey)
+        elif not self._bind(journey, run, lambda: go_on(journey)):
+            self.network.park(journey, lambda journey: self.reserve(journey, go_on))
+
+    def _bind(self, journey: Journey, run: PoolRun, go_on: Callable[[], None]) -> bool:
+        """Choose where a request decodes and ask for its room; False if nobody takes work."""
+        network, request = self.network, journey.request
+        if not run.loads.open:
+            return False
+        slot = run.decode_router.route(network.view(request, run), run.loads.seen(network.clock.now))
+        run.loads.give(slot, tokens=network.resolved.prompt_tokens[request])
+        worker = journey.decoder = run.workers[slot]
+        network.tape.decode_worker[request] = worker.index
+
+        def take() -> None:
+            worker.batch.handover.promise(request)
+            go_on()
+
+        run.rooms[slot].ask(request, worker.batch.handover.blocks_for(request), take)
+        return True
+
+    def chunk(self, request: int, tokens: int, worker: Worker) -> None:
+        """Send what a step computes of a request while it runs, all but its last layer's part."""
+        network = self.network
+        journey = network.journeys.get(request)
+        if journey is None or journey.decoder is None:
+            return
+        run, slot = network.place(worker)
+        layers = run.service.kv_layers
+        n_bytes = run.service.kv_bytes(tokens) * (layers - 1) / layers
+        journey.left += 1
+        journey.parts += 1
+        wire = network.wire(run, network.place(journey.decoder)[0], slot)
+        wire.send(("kv", request, journey.parts), n_bytes, lambda: self._landed(journey))
+
+    def hand_over(self, journey: Journey) -> None:
+        """Take a prompt that is computed to where it decodes."""
+        self.network.tape.move(journey.request, State.MOVING)
+        if journey.decoder is not None:
+            self._send(journey)
+        else:
+            self._find(journey)
+
+    def _find(self, journey: Journey) -> None:
+        if not self._bind(journey, self._pool(journey.request), lambda: self._send(journey)):
+            self.network.park(journey, self._find)
+
+    def _send(self, journey: Journey) -> None:
+        """Send the KV of a prompt, or what of it has not left layer by layer."""
+        source, target = journey.worker, journey.decoder
+        assert source is not None and target is not None  # noqa: S101, PT018
+        network, request = self.network, journey.request
+        (run, slot), into = network.place(source), network.place(target)[0]
+        r = network.resolved
+        costs = r.item_cost[r.first_item[request] : r.first_item[request + 1]]
+        n_bytes = run.service.kv_bytes(r.prompt_tokens[request], costs)
+        if source.layerwise:
+            n_bytes /= run.service.kv_layers
+        journey.left += 1
+        journey.is_sent = True
+        network.wire(run, into, slot).send(("kv", request, 0), n_bytes, lambda: self._landed(journey))
+
+    def _landed(self, journey: Journey) -> None:
+        journey.left -= 1
+        if journey.left or not journey.is_sent or self.network.journeys.get(journey.request) is not journey:
+            return
+        source, target = journey.worker, journey.decoder
+        assert source is not None and target is not None  # noqa: S101, PT018
+        source.batch.sent(journey.request)
+        source.stir()
+        journey.worker = None  # nothing of it is left there
+        target.land(journey.request)
+
+    # Leaving
+
+    def drop(self, journey: Journey) -> None:
+        """Stop the transfers of a request's KV, and free its place behind them."""
+        network, decoder, request = self.network, journey.decoder, journey.request
+        if decoder is None:
+            return
+        target, to = network.place(decoder)
+        if journey.worker is not None:
+            run, slot = network.place(journey.worker)
+            for part in range(journey.parts + 1):
+                network.wire(run, target, slot).drop(("kv", request, part))
+        journey.left = 0
+        held = decoder.batch
+        joined = request in held.running or held.handover.holds(request)
+        if decoder.runs and joined and decoder is not journey.worker:
+            target.loads.give(to, tokens=-network.resolved.prompt_tokens[request], requests=-1)
+            decoder.abort(request)
+        else:
+            self.drop_promise(journey)
+
+    def drop_promise(self, journey: Journey) -> None:
+        """Give back the room where a request would have decoded."""
+        decoder, request = journey.decoder, journey.request
+        assert decoder is not None  # noqa: S101
+        run, slot = self.network.place(decoder)
+        run.loads.give(slot, tokens=-self.network.resolved.prompt_tokens[request], requests=-1)
+        if not run.rooms[slot].drop(request) and decoder.runs and request in decoder.batch.handover.promised:
+            decoder.batch.handover.break_promise(request)
+            run.rooms[slot].offer()
