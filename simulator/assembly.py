@@ -10,12 +10,13 @@ import numpy as np
 from simulator.batch import Batch
 from simulator.batching import batch_policy
 from simulator.clock import Clock
+from simulator.device import SharedDevice
 from simulator.encode_duty import EncodeDuty
 from simulator.flow import Flow
 from simulator.hooks import Alone, Inbox
 from simulator.limits import Roles, limits_of
 from simulator.ordering import order_key
-from simulator.pool_run import PoolRun
+from simulator.pool_run import OFF, PoolRun
 from simulator.received import Received
 from simulator.request import Requests
 from simulator.resolve import Resolved, resolve
@@ -45,6 +46,7 @@ def pool_runs(
     senders = {pool.name for pool in encoders_for_others(plan.topology)}
     seen: dict[int, Resolved] = {}  # by service
     found = []
+    sizes = [(pool.name, pool.replicas) for pool in plan.pools]
     for pool in plan.pools:
         service = services[pool.name]
         if id(service) not in seen:
@@ -62,6 +64,7 @@ def pool_runs(
             pool,
             service,
             limits,
+            n_slots=plan.control.most(pool.name, sizes) if plan.control else pool.replicas,
             policies=plan.policies,
             resolved=resolved,
             clock=clock,
@@ -118,8 +121,21 @@ class Assembly:
         self.workers.append(worker)
         network.places.append((run, len(run.workers)))
         run.workers.append(worker)
-        run.rooms.append(Room(lambda: worker.batch.handover.unpromised))
+        run.rooms.append(Room(lambda: worker.batch.handover.unpromised if worker.runs else -1))
+        if run.shifts[len(run.workers) - 1] == OFF:
+            run.loads.close(len(run.workers) - 1)
+            worker.runs = False
         return worker
+
+    def share_devices(self) -> None:
+        """Let workers of pools on the same devices take turns."""
+        by_name = {run.pool.name: run for run in self.network.pools}
+        for guest in self.network.pools:
+            if guest.pool.shares_devices_of is not None:
+                for one, other in zip(by_name[guest.pool.shares_devices_of].workers, guest.workers, strict=True):
+                    device = one.device or SharedDevice()
+                    one.share(device)
+                    other.share(device)
 
     def _batch(self, run: PoolRun) -> Batch:
         """Return an empty batch of a pool's worker."""

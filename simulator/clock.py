@@ -44,6 +44,11 @@ class Clock(simpy.Environment):
         super().__init__()
         self.n_events = 0
 
+    @property
+    def n_pending(self) -> int:
+        """Events that are still to come."""
+        return len(self._queue)
+
     def at(self, time_s: float, call: Callable[[Moment], Any], priority: int = NORMAL) -> Moment:
         """Call a function at a time [s] and return the event."""
         moment = Moment(self, time_s, call)

@@ -57,6 +57,7 @@ class Station:
         self.on_done = on_done
         self.servers = servers
         self.busy_s = 0.0
+        self.slowness = 1.0
         n_queues = servers if own_queues else 1
         self._queues: list[deque[tuple[int, float]]] = [deque() for _ in range(n_queues)]
         self._idle = [servers // n_queues] * n_queues
@@ -78,7 +79,12 @@ class Station:
             else:
                 self._queues[at].append((job, task_s))
 
+    def slow_down(self, slowness: float) -> None:
+        """Take so many times as long for tasks that begin from now on."""
+        self.slowness = slowness
+
     def _serve(self, at: int, job: int, task_s: float) -> None:
+        task_s *= self.slowness
         self.busy_s += task_s
         self.clock.at(self.clock.now + task_s, partial(self._done, at, job), FIRST)
 

@@ -9,8 +9,11 @@ from typing import Final
 import numpy as np
 
 from simulator.assembly import Assembly, pool_runs
+from simulator.background import Background
 from simulator.clock import FIRST, Clock
+from simulator.control import Controller
 from simulator.cpu import ahead
+from simulator.failures import Failures
 from simulator.flow import TOO_LONG, Flow
 from simulator.hooks import Alone, Inbox
 from simulator.network import Network
@@ -26,7 +29,7 @@ from simulator.trace import LinkTrace, PoolTrace, Trace
 REPORT_EVERY = 1024
 """Ended requests between two calls of `progress`."""
 LEFT: Final = "the client gave up"
-NO_WORKER: Final = "no worker of its pool came back"
+NOT_BACK: Final = "a worker or link that it needs did not come back"
 Services = Service | Mapping[str, Service]
 
 
@@ -50,7 +53,7 @@ def simulate(
     service : Service or mapping of str to Service, optional
         How long things take, in place of the cost model; one for all pools, or one by pool.
     seed : int
-        Seed of policies that draw; those here do not.
+        Seed of what is drawn: failures without a time.
     leaps : bool
         Whether steps of decoding alone may be one event; the times are the same bit by bit.
     progress : callable, optional
@@ -73,7 +76,7 @@ def simulate(
         from simulator.step_service import StepService
 
         service = {pool.name: StepService.of_pool(plan, pool) for pool in topology.pools}
-    run = Simulation(plan, requests, service, leaps=leaps, progress=progress)
+    run = Simulation(plan, requests, service, seed=seed, leaps=leaps, progress=progress)
     run.run()
     return run.trace(seed, time.perf_counter() - started[0], time.process_time() - started[1])
 
@@ -105,6 +108,7 @@ class Simulation:
         requests: Requests,
         services: Services,
         *,
+        seed: int = 0,
         leaps: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> None:
@@ -114,9 +118,7 @@ class Simulation:
         self.tape = Tape(requests)
         pools = plan.topology.pools
         by_pool = services if isinstance(services, Mapping) else {pool.name: services for pool in pools}
-        self.runs = pool_runs(
-            plan, requests, by_pool, self.clock, lambda request: self.flow.pictures.preprocessed(request)
-        )
+        self.runs = pool_runs(plan, requests, by_pool, self.clock, self._preprocessed)
         first = next(run for run in self.runs if run.pool.runs("prefill"))
         self.service, self.resolved = first.service, first.resolved
         self.n_ended = 0
@@ -131,8 +133,12 @@ class Simulation:
         self.workers = assembly.workers
         inbox = self._ready_ahead(first) if self.plain else None
         for run in self.runs:
-            for _ in range(run.pool.replicas):
+            for _ in run.shifts:
                 assembly.add(run, inbox)
+        assembly.share_devices()
+        background = Background(self.clock, lambda: self.n_ended == len(requests))
+        self.failures = Failures(plan.failures, self.flow, background, seed)
+        self.controller = Controller(plan.control, self.network, background) if plan.control else None
 
     def _preprocessed(self, request: int) -> None:
         self.flow.pictures.preprocessed(request)
@@ -148,11 +154,12 @@ class Simulation:
         if not requests.concurrency:
             self._feed()
         self.clock.run()
-        while self.network.parked:  # nobody will come back
+        gone = bool(self.plan.failures or self.plan.control)
+        while gone and self.n_ended < len(requests):  # a worker or a link will not come back
             self.network.parked.clear()
-            for request in range(len(requests)):
-                if self.tape.state[request] not in ENDS and not np.isnan(self.tape.arrival_s[request]):
-                    self.flow.leave(request, State.FAILED, NO_WORKER)
+            for request in np.flatnonzero(~np.isnan(self.tape.times["arrival_s"])).tolist():
+                if self.tape.state[request] not in ENDS:
+                    self.flow.leave(request, State.FAILED, NOT_BACK)
             self.clock.run()
 
     # Arrivals that are known
@@ -263,6 +270,7 @@ class Simulation:
             limits=run.limits,
             workers=tuple(worker.index for worker in run.workers),
             rests=tuple(tuple(worker.rests) for worker in run.workers),
+            hours=tuple(tuple(hours) for hours in run.hours),
             preprocess_workers=run.n_preprocess_workers if run.station is not None else 0,
             preprocess_busy_s=0.0 if run.station is None else run.station.busy_s,
         )
@@ -272,7 +280,7 @@ def _is_plain(plan: ServingPlan) -> bool:
     """Return whether one worker does everything, and nothing happens to it."""
     pools = plan.pools
     alone = len(pools) == 1 and set(pools[0].stages) == set(STAGES) and pools[0].replicas == 1
-    return alone and plan.policies.admission == "all"
+    return alone and plan.policies.admission == "all" and not plan.failures and plan.control is None
 
 
 def _followers(requests: Requests) -> dict[int, list[int]]:

@@ -18,6 +18,7 @@ from simulator.worker import Worker
 
 TOO_LONG: Final = "no pool has room for so many tokens"
 NOT_ADMITTED: Final = "not admitted"
+CRASHED: Final = "its worker crashed"
 
 
 class Flow:
@@ -142,6 +143,16 @@ class Flow:
             return
         self.release(request)
         self._end(request, state, reason)
+
+    def lose(self, request: int) -> None:
+        """Begin anew with a request whose worker has crashed, or let it fail; the plan says which."""
+        network = self.network
+        if network.plan.policies.after_crash == "fail":
+            self.leave(request, State.FAILED, CRASHED)
+            return
+        self.release(request)
+        network.tape.restart(request)
+        self.arrive(request)
 
     def release(self, request: int) -> None:
         """Free all that a request holds anywhere."""

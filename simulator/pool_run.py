@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from simulator.worker import Worker
 
 
+OFF, STARTING, ON, DRAINING = range(4)
+"""What a worker of a pool is for the time being: not there, ordered, at work, ending what it has."""
+
+
 class ProcessorCache:
     """Preprocessed pictures on the host, the one used last kept longest.
 
@@ -57,6 +61,8 @@ class PoolRun:
         How long its workers take.
     limits : Limits
         Their settings.
+    n_slots : int
+        Workers that it may come to have, each loop of its own counted.
     policies : Policies
     resolved : Resolved
         Requests as this pool's engine sees them.
@@ -71,6 +77,7 @@ class PoolRun:
         service: Service,
         limits: Limits,
         *,
+        n_slots: int,
         policies: Policies,
         resolved: Resolved,
         clock: Clock,
@@ -80,11 +87,17 @@ class PoolRun:
         self.service = service
         self.limits = limits
         self.resolved = resolved
-        self.loads = Loads(pool.replicas, policies.signal_age_s)
+        self.loads = Loads(n_slots, policies.signal_age_s)
         self.router: Router = router(policies.router)
         self.encode_router: Router = router(policies.encode_router)
         self.decode_router: Router = router(policies.decode_router)
         self.workers: list[Worker] = []  # by slot
+        self.shifts = [ON if slot < pool.replicas else OFF for slot in range(n_slots)]
+        self.hours: list[list[float]] = [
+            [0.0] if shift == ON else [] for shift in self.shifts
+        ]  # paid from, to, from, …
+        self.down: set[int] = set()  # slots whose workers have crashed
+        self._clock = clock
         self.rooms: list[Room] = []  # by slot, for requests that are computed elsewhere
         self.n_preprocess_workers = pool.preprocess_workers or service.preprocess_workers
         self.station = Station(clock, self.n_preprocess_workers, on_preprocessed) if pool.runs("preprocess") else None
@@ -101,6 +114,68 @@ class PoolRun:
         if not any(tasks):
             return ()
         return tasks if self.pool.preprocess_by == "item" else (sum(tasks),)
+
+    # Workers that come and go
+
+    @property
+    def staffed(self) -> int:
+        """Workers that are at work, or ordered."""
+        return sum(shift in (ON, STARTING) for shift in self.shifts)
+
+    def waiting(self) -> float:
+        """Return how many requests and items wait for its workers."""
+        return float(sum(worker.n_waiting + len(self.rooms[slot]) for slot, worker in enumerate(self.workers)))
+
+    def is_idle(self, slot: int) -> bool:
+        """Return whether a worker has nothing left to do."""
+        loads, worker = self.loads, self.workers[slot]
+        has_work = loads.requests[slot] or loads.tokens[slot] or loads.image_tokens[slot]
+        return not (has_work or worker.holds_anything or len(self.rooms[slot]))
+
+    def drain(self, slot: int) -> None:
+        """Give a worker nothing more."""
+        self.shifts[slot] = DRAINING
+        self.loads.close(slot)
+
+    def call_back(self, slot: int) -> None:
+        """Give a worker work again that was to go."""
+        self.shifts[slot] = ON
+        self._open(slot)
+
+    def switch_off(self, slot: int) -> None:
+        """Let a worker go."""
+        self.shifts[slot] = OFF
+        self.hours[slot].append(self._clock.now)
+        self.workers[slot].stop()
+
+    def order(self, slot: int) -> None:
+        """Pay for a worker from now on."""
+        self.shifts[slot] = STARTING
+        self.hours[slot].append(self._clock.now)
+
+    def begin(self, slot: int) -> None:
+        """Give an ordered worker work."""
+        self.shifts[slot] = ON
+        if slot not in self.down:
+            self.workers[slot].start()
+            self._open(slot)
+
+    def crash(self, slot: int) -> None:
+        """Let a worker lose all that it holds."""
+        self.down.add(slot)
+        self.loads.close(slot)
+        self.workers[slot].stop()
+
+    def repair(self, slot: int) -> None:
+        """Let a worker that has crashed come back, if it is on."""
+        self.down.discard(slot)
+        if self.shifts[slot] in (ON, DRAINING):
+            self.workers[slot].start()
+            self._open(slot)
+
+    def _open(self, slot: int) -> None:
+        if self.shifts[slot] == ON and slot not in self.down:
+            self.loads.reopen(slot)
 
     def holds(self, request: int, *, answer: bool) -> bool:
         """Return whether a request fits into a worker's cache: its prompt, and the longest answer with it."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from costmodel.base import Frozen
 from costmodel.errors import one_line
 from simulator.batching import batch_policy
 from simulator.ordering import order_key
 from simulator.routing import router
+from simulator.rules import Control, Failure
 from simulator.topology import Link, Pool, Topology
 
 Positive = Annotated[float, Field(gt=0)]
@@ -137,6 +139,10 @@ class ServingPlan(Frozen):
     pools, links
         The topology.
     policies : Policies
+    failures : tuple of Failure
+        What goes wrong.
+    control : Control or None
+        How workers come, go and change their role.
     techniques : tuple of Method
     workload : Traffic or None
     slo : Slo or None
@@ -149,12 +155,20 @@ class ServingPlan(Frozen):
     pools: tuple[Pool, ...]
     links: tuple[Link, ...] = ()
     policies: Policies = Policies()
+    failures: tuple[Failure, ...] = ()
+    control: Control | None = None
     techniques: tuple[Method, ...] = ()
     workload: Traffic | None = None
     slo: Slo | None = None
     weight_bits: int = 16
     activation_bits: int = 16
     kv_bits: int = 16
+
+    @model_validator(mode="after")
+    def _check(self) -> ServingPlan:
+        for problem in _problems(self):
+            raise ValueError(problem)
+        return self
 
     @property
     def topology(self) -> Topology:
@@ -194,3 +208,37 @@ class ServingPlan(Frozen):
 
         held = self.model_dump(mode="json", exclude_none=True, exclude_defaults=True, by_alias=True)
         return tomlkit.dumps({"model": held.pop("model"), **held})
+
+
+def _problems(plan: ServingPlan) -> Iterator[str]:
+    """Yield what failures and control ask of pools and links that are not there."""
+    pools = {pool.name: pool for pool in plan.pools}
+    rules = plan.control or Control()
+    controlled = [rule.pool for rule in rules.scale] + [e for rule in rules.move for e in (rule.source, rule.target)]
+    named = [(f"failure {failure.kind!r}", end) for failure in plan.failures for end in (failure.pool, failure.to)]
+    for what, name in [*named, *(("control", name) for name in controlled)]:
+        if name is not None and name not in pools:
+            yield f"{what} names pool {name!r}, which there is not; known: {', '.join(pools)}"
+            return
+    for failure in plan.failures:
+        yield from _failure_problems(failure, pools[failure.pool], plan)
+    for name in controlled:
+        if pools[name].loops > 1 or pools[name].shares_devices_of:
+            yield f"control of pool {name!r} needs workers that come and go alone: pp=1, dp=1, devices of their own"
+    for rule in rules.scale:
+        if not rule.least <= pools[rule.pool].workers <= rule.most:
+            limits = f"least={rule.least} and most={rule.most}"
+            yield f"workers={pools[rule.pool].workers} of pool {rule.pool!r} must be between {limits} of its scaling"
+    for change in rules.move:
+        a, b = pools[change.source], pools[change.target]
+        if (a.hardware, a.devices_per_worker) != (b.hardware, b.devices_per_worker):
+            yield f"workers of {a.name!r} cannot move to {b.name!r}: hardware and devices of a worker must be the same"
+
+
+def _failure_problems(failure: Failure, pool: Pool, plan: ServingPlan) -> Iterator[str]:
+    if failure.worker is not None and failure.worker >= pool.replicas:
+        yield f"worker={failure.worker} of a failure must be one of pool {pool.name!r}: 0 to {pool.replicas - 1}"
+    if failure.kind == "preprocessing" and not pool.runs("preprocess"):
+        yield f"failure 'preprocessing' of pool {pool.name!r} needs a pool that runs 'preprocess'; change it"
+    if failure.kind == "link" and not any((x.source, x.target) == (failure.pool, failure.to) for x in plan.links):
+        yield f"failure 'link' from {failure.pool!r} to {failure.to!r} is of no link of the plan; change its ends"

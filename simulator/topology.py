@@ -207,6 +207,11 @@ class Topology(Frozen):
                 raise ValueError(
                     f"pool {pool.name!r}: shares_devices_of={host!r} must name another pool with devices of its own"
                 )
+            if (found[0].replicas, found[0].devices_per_worker) != (pool.replicas, pool.devices_per_worker):
+                raise ValueError(
+                    f"pool {pool.name!r}: workers={pool.workers}, tp, pp and dp must be those of {host!r}, "
+                    f"{found[0].workers}: a worker of each shares its devices"
+                )
             if found[0].hardware != pool.hardware:
                 raise ValueError(
                     f"pool {pool.name!r}: hardware={pool.hardware!r} must be that of {host!r}, {found[0].hardware!r}"

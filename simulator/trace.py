@@ -30,6 +30,8 @@ class PoolTrace:
     rests : tuple of tuple of float
         By worker, when it stopped though something waited there for another worker or for a restart, and when it went
         on, in turn [s].
+    hours : tuple of tuple of float
+        By worker, from when and until when its devices were paid for, in turn; an open end is that of the run [s].
     preprocess_workers : int
     preprocess_busy_s : float
         CPU workers, and the time that they worked [s].
@@ -39,6 +41,7 @@ class PoolTrace:
     limits: Limits
     workers: tuple[int, ...]
     rests: tuple[tuple[float, ...], ...]
+    hours: tuple[tuple[float, ...], ...]
     preprocess_workers: int
     preprocess_busy_s: float
 
@@ -155,14 +158,28 @@ class Trace:
     def span_s(self) -> float:
         """Time from the first arrival to the last end [s]."""
         arrival = self.columns["arrival_s"]
+        return 0.0 if np.isnan(arrival).all() else self.end_s - float(np.nanmin(arrival))
+
+    @property
+    def end_s(self) -> float:
+        """When the last request ended; 0 where none has [s]."""
         ends = np.fmax(self.columns["finish_s"], self.columns["ended_s"])
-        if np.isnan(arrival).all() or np.isnan(ends).all():
-            return 0.0
-        return float(np.nanmax(ends) - np.nanmin(arrival))
+        return 0.0 if np.isnan(ends).all() else float(np.nanmax(ends))
 
     def pool_of(self, worker: int) -> PoolTrace:
         """Return the pool of a worker."""
         return next(one for one in self.pools if worker in one.workers)
+
+    def paid_s(self, pool: PoolTrace) -> float:
+        """Return for how long the workers of a pool were paid, all together [s]."""
+        end_s = self.end_s
+        start_s = end_s - self.span_s
+        total = 0.0
+        for hours in pool.hours:
+            ends = [*hours, end_s] if len(hours) % 2 else hours
+            for on_s, off_s in zip(ends[::2], ends[1::2], strict=True):
+                total += max(0.0, min(off_s, end_s) - max(on_s, start_s))
+        return total
 
     def steps_of(self, pool: PoolTrace) -> list[Mapping[str, Array]]:
         """Return the steps of a pool's workers."""

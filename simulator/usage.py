@@ -79,7 +79,7 @@ def use_of(trace: Trace) -> Use:
         utilisation[one.pool.name] = shares
         hardware = _hardware(one.pool.hardware)
         energies.append(None if hardware is None else _energy_j(one, hardware, shares, seconds_s))
-        costs.append(None if hardware is None else _cost_usd(one, hardware, trace.span_s))
+        costs.append(None if hardware is None else _cost_usd(one, hardware, trace.paid_s(one)))
     decoding = next(one.pool for one in trace.pools if one.pool.runs("decode"))
     wires: dict[str, list[float]] = {}
     for link in trace.links:
@@ -97,7 +97,7 @@ def _use_of_pool(trace: Trace, one: PoolTrace) -> tuple[dict[str, float], dict[s
     """Return the shares of a pool's time, and the seconds of all its workers, by stage."""
     busy = [stage_seconds(steps) for steps in trace.steps_of(one)]
     total = {stage: sum(each[stage] for each in busy) for stage in ("encode", "prefill", "decode")}
-    time_s = trace.span_s * len(busy)
+    time_s = trace.paid_s(one)
     shares = {}
     if one.preprocess_workers:
         shares["preprocess"] = _share(one.preprocess_busy_s, trace.span_s * one.preprocess_workers)
@@ -118,8 +118,10 @@ def _energy_j(
     return (busy_j + idle_j) * one.pool.devices_per_worker / one.pool.loops
 
 
-def _cost_usd(one: PoolTrace, hardware: HardwareProfile, span_s: float) -> float | None:
-    return cost_usd(hardware, device_seconds=one.pool.devices * span_s)
+def _cost_usd(one: PoolTrace, hardware: HardwareProfile, paid_s: float) -> float | None:
+    """Return the price of a pool's devices, once where pools share them [dollars]."""
+    each = 0 if one.pool.shares_devices_of else one.pool.devices_per_worker / one.pool.loops
+    return cost_usd(hardware, device_seconds=each * paid_s)
 
 
 def _share(seconds: float, of_s: float) -> float:

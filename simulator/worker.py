@@ -7,23 +7,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from costmodel.base import Array
 from simulator.batch import Batch
 from simulator.batching import BatchPolicy
 from simulator.clock import Clock, Moment
+from simulator.device import SharedDevice
 from simulator.hooks import Hooks, Inbox
+from simulator.length import MOST_LEAP, SHORTEST_STEP_S, StepLength
 from simulator.limits import EVERYTHING, Limits
 from simulator.notes import Notes
+from simulator.received import Received
 from simulator.resolve import Resolved
 from simulator.service import Service
 from simulator.tape import Tape
-
-LEAST_LEAP = 4
-"""Steps from which one call for all of them is quicker than a call each."""
-MOST_LEAP = 1 << 14
-"""Steps of one leap: bounds the arrays."""
-SHORTEST_STEP_S = 1e-9
-"""A step that takes no time is taken for one of this, where the length of a leap is guessed."""
 
 
 class Worker:
@@ -82,23 +77,21 @@ class Worker:
         self.tape = tape
         self.hooks = hooks
         self.build = build
-        self.most_leap = MOST_LEAP if leaps else 1
+        self.length = StepLength(service, resolved, MOST_LEAP if leaps else 1)
         self.layerwise = layerwise
         self.batch = build()
         self._plain = plain
         self.notes = Notes(tape)
         self.slowness = 1.0  # a straggler takes this many times as long
+        self.turns = 1  # workers that take turns on its device now
+        self.device: SharedDevice | None = None
         self.runs = True  # not crashed, and not switched off
         self.rests: list[float] = []  # when it stopped though something waited, and when it went on [s]
         self._flight: Moment | None = None
         self._start_s = 0.0
-        self._encode_s = 0.0
-        self._steps = 1
-        self._decode_s = 1e-3  # time of a step of decoding alone, lately: only guesses how far a leap may go
-        self._ends: Array | None = None  # of the steps of a leap
+        self._works = False  # whether a step is under way
         self._leaving: list[int] = []  # requests that are taken out when the step ends
         self.inbox = inbox or Inbox([], [])
-        self._no_keys = (0.0,) * len(service.rules)
         if self.inbox.order:
             self._flight = clock.at(self.inbox.next_s, self._wake)
 
@@ -112,7 +105,7 @@ class Worker:
         self.tape.queue(request, now)
         if self._flight is None:
             self.wake()
-        elif changes and self._ends is not None:
+        elif changes and self.length.ends is not None:
             self._cut(now)
 
     def enqueue_again(self, request: int) -> None:
@@ -138,7 +131,7 @@ class Worker:
         """Look again at what there is to do: now if idle, else when the step under way ends."""
         if self._flight is None:
             self.wake()
-        elif self._ends is not None:
+        elif self.length.ends is not None:
             self._cut(self.clock.now)
 
     def wake(self) -> None:
@@ -155,10 +148,63 @@ class Worker:
             self._leaving.append(request)
             self.stir()
 
+    @property
+    def n_waiting(self) -> int:
+        """Requests and items that wait here."""
+        batch, encoder = self.batch, self.batch.encoder
+        queued = len(batch.queue) + len(batch.handover.landed)
+        queued += 0 if batch.duty is None else len(batch.duty.queue)
+        return queued + (len(encoder.room) if isinstance(encoder, Received) else 0)
+
+    @property
+    def holds_anything(self) -> bool:
+        """Whether a request or an output is here."""
+        batch = self.batch
+        duty = batch.duty is not None and (bool(batch.duty.done) or batch.duty.cache.referenced > 0)
+        held = batch.running or batch.handover.handed or batch.handover.promised
+        return bool(self.n_waiting or held or duty or batch.encoder.held)
+
+    def straggle(self, slowness: float) -> None:
+        """Take so many times as long, the rest of the step under way included."""
+        before, self.slowness = self.pace, slowness
+        self._retime(before)
+
+    def share(self, device: SharedDevice) -> None:
+        """Take turns with others from now on."""
+        self.device = device
+        self.length.most_leap = 1
+
+    def take_turns(self, turns: int) -> None:
+        """Be one of so many that work on the device, from now on."""
+        before, self.turns = self.pace, turns
+        self._retime(before)
+
+    @property
+    def pace(self) -> float:
+        """How many times as long as alone and healthy its steps take."""
+        return self.slowness * self.turns
+
+    def _retime(self, before: float) -> None:
+        """Let the rest of the step under way take longer, or less long, than at the pace before."""
+        after, now, length = self.pace, self.clock.now, self.length
+        if not self._works or before == after:
+            return
+        self._cut(now)
+        flight = self._flight
+        assert flight is not None  # noqa: S101 - it works
+        begun_s = self._start_s if length.ends is None else float(length.ends[-2])
+        end_s = now + (flight.time_s - now) * (after / before)
+        length.encode_s *= (end_s - begun_s) / max(flight.time_s - begun_s, SHORTEST_STEP_S)
+        self._flight = self.clock.at(end_s, self._end)
+        if length.ends is not None:
+            length.ends = np.append(length.ends[:-1], end_s)
+
     def stop(self) -> None:
         """Crash, or be switched off: the step under way is lost, and so is everything in memory."""
-        self._flight = self._ends = None
-        self.runs = False
+        self._flight = self.length.ends = None
+        self.runs = self._works = False
+        if self.device is not None:
+            self.device.leave(self)
         self._leaving = []
         self.notes.forget_all()
         old = self.batch
@@ -173,14 +219,15 @@ class Worker:
 
     def _cut(self, now: float) -> None:
         """End a leap with the step that is under way."""
-        ends = self._ends
+        length = self.length
+        ends = length.ends
         if ends is None:
             return
         step = int(np.searchsorted(ends, now))
-        if step < self._steps - 1:
-            self._steps = step + 1
+        if step < length.steps - 1:
+            length.steps = step + 1
             self._flight = self.clock.at(float(ends[step]), self._end)
-        self._ends = ends[: self._steps] if self._steps > 1 else None
+        length.ends = ends[: length.steps] if length.steps > 1 else None
 
     def _take_in(self, now: float) -> None:
         """Queue what has arrived since the last step began."""
@@ -207,42 +254,40 @@ class Worker:
             self._take_in(now)
         if self._leaving:
             self._let_go()
-        batch.form(self.policy.decide(batch))
-        while batch.preempted:
-            self._back_to_queue()
-            if batch.chunks or batch.decodes:
-                break
-            batch.form(self.policy.decide(batch))
+        self._form()
         encodes = batch.duty is not None and bool(batch.duty.done)
         if not batch.chunks and not batch.decodes and not encodes:
             self._fall_idle()
             return
         if len(self.rests) % 2:
             self.rests.append(now)
+        if self.device is not None:
+            self.device.enter(self)
         self._start_s = now
         self.notes.started(batch, now)
-        self._flight = self.clock.at(self._end_of_step(now, encodes=encodes), self._end)
+        pace = self.pace
+        length = self.length
+        end = length.until(batch, now, self.inbox.next_s, encodes=encodes, leaps=pace == 1.0)
+        if pace != 1.0:
+            end = now + (end - now) * pace
+            length.encode_s *= pace
+        self._flight = self.clock.at(end, self._end)
+        self._works = True
         if self.layerwise:
             for request, (_, tokens, _) in zip(batch.owners, batch.chunks, strict=True):
                 self.hooks.chunk(request, tokens, self)
 
-    def _back_to_queue(self) -> None:
-        """Note who was preempted, and ask for the embeddings that are not here any more."""
-        self.notes.preempted(self.batch)
-        for request in self.batch.returned:
-            self.hooks.needs_embeddings(request, self)
-
-    def _end_of_step(self, now: float, *, encodes: bool) -> float:
-        """Return when the step that starts now ends, or the last of several that cannot differ."""
-        batch = self.batch
-        self._ends, self._steps, self._encode_s = None, 1, 0.0
-        if encodes:
-            end = now + self._duty_s()
-        elif batch.chunks:
-            end = now + self._chunks_s(batch.decode.size if batch.decodes else 0)
-        else:
-            end = self._decode_until(now)
-        return end if self.slowness == 1.0 else now + (end - now) * self.slowness
+    def _form(self) -> None:
+        """Form a step; those who are preempted for it may leave so much room that there is more to do."""
+        batch, policy = self.batch, self.policy
+        batch.form(policy.decide(batch))
+        while batch.preempted:
+            self.notes.preempted(batch)
+            for request in batch.returned:
+                self.hooks.needs_embeddings(request, self)
+            if batch.chunks or batch.decodes:
+                break
+            batch.form(policy.decide(batch))
 
     def _fall_idle(self) -> None:
         """Wait for the next arrival; what is here waits for another worker, or there is nothing."""
@@ -257,6 +302,8 @@ class Worker:
             self._rest()
         elif len(self.rests) % 2:
             self.rests.append(self.clock.now)
+        if self.device is not None:
+            self.device.leave(self)
         known = self.inbox.next_s < math.inf
         self._flight = self.clock.at(self.inbox.next_s, self._wake) if known else None
 
@@ -264,75 +311,20 @@ class Worker:
         if not len(self.rests) % 2:
             self.rests.append(self.clock.now)
 
-    def _duty_s(self) -> float:
-        """Return the time of a step that encodes for others: their items first, then the language model if it works."""
-        batch, cost = self.batch, self.resolved.item_cost
-        items = batch.duty.batch if batch.duty is not None else ()
-        encode_s = self.service.encode_s([cost[item] for item in items]) if items else 0.0
-        time_s = 0.0
-        decoding = batch.decode.size if batch.decodes else 0
-        if batch.chunks:
-            time_s = self._chunks_s(decoding)
-        elif decoding:
-            time_s = self.service.step_s((), 0, decoding, batch.decode.keys())
-        self._encode_s += encode_s
-        return encode_s + time_s
-
-    def _chunks_s(self, decoding: int) -> float:
-        """Return the time of a step with chunks: the encoder first, everybody waiting, then the language model."""
-        batch = self.batch
-        keys = batch.decode.keys() if decoding else self._no_keys
-        time_s = self.service.step_s(batch.chunks, len(batch.finishing), decoding, keys)
-        if batch.encoder.batch:
-            cost = self.resolved.item_cost
-            self._encode_s = self.service.encode_s([cost[item] for item in batch.encoder.batch])
-            time_s += self._encode_s
-        return time_s
-
-    def _decode_until(self, start: float) -> float:
-        """Return when the next steps of decoding alone end: as many as cannot differ."""
-        batch, decode, service = self.batch, self.batch.decode, self.service
-        size, keys = decode.size, decode.keys()
-        next_s = math.inf
-        steps = 1
-        if self.most_leap > 1 and self.slowness == 1.0 and not batch.preempted:  # the next step may admit behind one
-            most = self.most_leap
-            if batch.next_may_start:
-                next_s = self.inbox.next_s
-                if next_s - start < most * self._decode_s:
-                    most = int((next_s - start) / self._decode_s) + 2
-            if most >= LEAST_LEAP:
-                steps = batch.steady_steps(most)
-        if steps < LEAST_LEAP:
-            once = service.step_s((), 0, size, keys)
-            self._decode_s = max(once, SHORTEST_STEP_S)
-            return start + once
-        times = service.decode_steps_s(size, keys, decode.growth(), steps)
-        self._decode_s = max(float(times[0]), SHORTEST_STEP_S)
-        times[0] += start
-        ends: Array = times.cumsum()
-        end = float(ends[-1])
-        if end > next_s:
-            steps = int(ends.searchsorted(next_s)) + 1
-            ends = ends[:steps]
-            end = float(ends[-1])
-        if steps > 1:
-            self._steps, self._ends = steps, ends
-        return end
-
     def _end(self, event: Moment) -> None:
         """Hand over what the step brought, and go on."""
         if event is not self._flight:  # the end of a leap that was cut
             return
-        now, batch, tape = event.time_s, self.batch, self.tape
+        now, batch, tape, length = event.time_s, self.batch, self.tape, self.length
+        self._works = False
         decoding = batch.decode.size if batch.decodes else 0
         paused = len(batch.paused)
         self.notes.step(
-            batch, now, start_s=self._start_s, steps=self._steps, decoding=decoding, encode_s=self._encode_s
+            batch, now, start_s=self._start_s, steps=length.steps, decoding=decoding, encode_s=length.encode_s
         )
-        ended, begun = batch.close(self._steps)
+        ended, begun = batch.close(length.steps)
         if decoding:
-            self.notes.gaps(batch, now, self._ends, decoding, paused)
+            self.notes.gaps(batch, now, length.ends, decoding, paused)
         if begun:
             self.notes.begun(batch, now, begun)
         for request in ended:
