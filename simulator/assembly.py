@@ -22,7 +22,7 @@ from simulator.request import Requests
 from simulator.resolve import Resolved, resolve
 from simulator.service import Service
 from simulator.serving_plan import ServingPlan
-from simulator.topology import encoders_for_others
+from simulator.topology import Pool, encoders_for_others
 from simulator.transfer import Room
 from simulator.worker import Worker
 
@@ -113,7 +113,7 @@ class Assembly:
             tape=network.tape,
             hooks=self.alone or self.flow,
             build=partial(self._batch, run),
-            leaps=self.leaps,
+            leaps=self.leaps and not self._is_filled(run),
             inbox=inbox,
             layerwise=layerwise and not pool.runs("decode"),
             plain=self.alone is not None,
@@ -126,6 +126,15 @@ class Assembly:
             run.loads.close(len(run.workers) - 1)
             worker.runs = False
         return worker
+
+    def _is_filled(self, run: PoolRun) -> bool:
+        """Return whether others take blocks at any time that its own sequences may need."""
+        pool, links = run.pool, self.network.plan.links
+        receives = any(link.target == pool.name and not self._by_name(link.source).runs("decode") for link in links)
+        return receives and pool.runs("prefill") and pool.runs("decode")
+
+    def _by_name(self, name: str) -> Pool:
+        return self.network.plan.topology.pool(name)
 
     def share_devices(self) -> None:
         """Let workers of pools on the same devices take turns."""

@@ -28,7 +28,7 @@ class Background:
         self._certain = 0  # of those, events that are sure to happen
         self._made = 0
         self._others = 0  # events of others so far
-        self._idle = 0
+        self._idle = self._vain = 0  # events by themselves since others, and of those the ones that were certain
 
     def at(self, time_s: float, call: Callable[[], None], *, certain: bool = False) -> None:
         """Call a function at a time, unless all requests have ended by then [s].
@@ -44,8 +44,11 @@ class Background:
         self._pending -= 1
         self._certain -= certain
         others = self.clock.n_events - self._made
-        nothing = self.clock.n_pending == self._pending and others == self._others
-        self._idle = self._idle + 1 if nothing and not self._certain else 0
+        if others != self._others or self.clock.n_pending > self._pending:
+            self._idle = self._vain = 0
         self._others = others
-        if not self._is_over() and (certain or self._idle < MOST_IDLE):
+        self._idle += 1
+        self._vain += certain
+        in_vain = (self._idle > MOST_IDLE and not self._certain) or self._vain > MOST_IDLE
+        if not self._is_over() and (certain or not in_vain):
             call()

@@ -95,7 +95,5 @@ class Failures:
             run.repair(slot)
             self.network.unpark()
         elif slot not in run.down:
-            worker = run.workers[slot]
             run.crash(slot)
-            for journey in [journey for journey in self.network.journeys.values() if journey.touches(worker)]:
-                self.flow.lose(journey.request)
+            self.flow.lose(run.workers[slot])

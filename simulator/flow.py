@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from simulator.journey import Journey
+from simulator.journey import Gone, Journey
 from simulator.kv_flow import KvFlow
 from simulator.network import Network
 from simulator.picture_flow import PictureFlow
@@ -103,7 +103,7 @@ class Flow:
     def needs_embeddings(self, request: int, worker: Worker) -> None:
         """Encode the pictures of a preempted request again."""
         journey = self.network.journeys[request]
-        self.caches.drop(journey)  # who holds room elsewhere while it waits for room here could wait for ever
+        self.caches.drop(journey, Gone())  # who holds room elsewhere while it waits for room here could wait for ever
         journey.decoder = None
         self.pictures.again(journey, worker)
 
@@ -144,28 +144,35 @@ class Flow:
         self.release(request)
         self._end(request, state, reason)
 
-    def lose(self, request: int) -> None:
-        """Begin anew with a request whose worker has crashed, or let it fail; the plan says which."""
+    def lose(self, worker: Worker) -> None:
+        """Begin anew with all requests of which something was at a worker that is down, or let them fail."""
         network = self.network
-        if network.plan.policies.after_crash == "fail":
-            self.leave(request, State.FAILED, CRASHED)
-            return
-        self.release(request)
-        network.tape.restart(request)
-        self.arrive(request)
+        hit = [journey.request for journey in network.journeys.values() if journey.touches(worker)]
+        ways = [Gone(partial(self._again, request)) for request in hit]
+        for request, way in zip(hit, ways, strict=True):
+            self.release(request, way)
+        worker.empty()  # what others gave it meanwhile was for those who are gone
+        policies, tape = network.plan.policies, network.tape
+        for request, way in zip(hit, ways, strict=True):
+            if policies.after_crash == "fail" or tape.retries[request] == policies.most_retries:
+                self._end(request, State.FAILED, CRASHED)
+            else:
+                tape.restart(request)
+                way.close()
 
-    def release(self, request: int) -> None:
-        """Free all that a request holds anywhere."""
+    def release(self, request: int, gone: Gone | None = None) -> None:
+        """Free all that a request holds anywhere; a step under way keeps it until its end."""
+        gone = gone or Gone()
         journey = self.network.journeys.pop(request, None)
         if journey is None:
             return
         self.pictures.drop_pixels(journey)
         self.pictures.drop(journey)
-        self.caches.drop(journey)
+        self.caches.drop(journey, gone)
         worker = journey.worker
         if worker is not None:
             self.prompts.unload(journey, worker)
             if worker.runs:
                 if isinstance(worker.batch.encoder, Received):
                     worker.batch.encoder.forget(request)
-                worker.abort(request)
+                worker.abort(request, gone.wait())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from simulator.pool_run import PoolRun
 from simulator.worker import Worker
 
@@ -68,3 +70,30 @@ class Journey:
         if worker in (self.worker, self.decoder):
             return True
         return any(other is worker and self.status[item] != LANDED for item, other in self.at.items())
+
+
+class Gone:
+    """Waits until a request has left all workers.
+
+    Parameters
+    ----------
+    then : callable, optional
+        Called once, after `close`.
+    """
+
+    __slots__ = ("_left", "_then")
+
+    def __init__(self, then: Callable[[], None] | None = None) -> None:
+        self._then = then
+        self._left = 1
+
+    def wait(self) -> Callable[[], None]:
+        """Return what is to be called when it has left one of them."""
+        self._left += 1
+        return self.close
+
+    def close(self) -> None:
+        """Count one less."""
+        self._left -= 1
+        if not self._left and self._then is not None:
+            self._then()

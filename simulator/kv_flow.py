@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from simulator.journey import Journey
+from simulator.journey import Gone, Journey
 from simulator.network import Network, lightest
 from simulator.pool_run import PoolRun
 from simulator.request import State
@@ -109,7 +109,7 @@ class KvFlow:
 
     # Leaving
 
-    def drop(self, journey: Journey) -> None:
+    def drop(self, journey: Journey, gone: Gone) -> None:
         """Stop the transfers of a request's KV, and free its place behind them."""
         network, decoder, request = self.network, journey.decoder, journey.request
         if decoder is None:
@@ -124,7 +124,7 @@ class KvFlow:
         joined = request in held.running or held.handover.holds(request)
         if decoder.runs and joined and decoder is not journey.worker:
             target.loads.give(to, tokens=-network.resolved.prompt_tokens[request], requests=-1)
-            decoder.abort(request)
+            decoder.abort(request, gone.wait())
         else:
             self.drop_promise(journey)
 

@@ -121,7 +121,7 @@ def never_idle(trace: Trace) -> Iterator[str]:
                     yield f"never idle: worker {i} is idle from {start_s[middle != 0][0]} s while a request waits"
             if len(steps["waiting"]):
                 idle = steps["start_s"][1:] > steps["end_s"][:-1]
-                idle &= ~np.isin(steps["start_s"][1:], rests[1::2])
+                idle &= ~np.isin(steps["start_s"][1:], rests[1::2]) & ~np.isin(steps["end_s"][:-1], rests[0::2])
                 if steps["waiting"][:-1][idle].any():
                     yield f"never idle: worker {i} stops while it holds requests"
 

@@ -71,15 +71,16 @@ class Notes:
         self._groups = [[now, left], kept] if paused else [[now, left]]
 
     def started(self, batch: Batch, now: float) -> None:
-        """Log who starts, and sequences that come from another worker, where they had their first token."""
-        tape = self.tape
+        """Log who starts."""
         for request, cached in batch.admitted:
-            tape.start(request, now, cached)
-        if batch.handover.joined:
-            for request in batch.handover.joined:
-                tape.join(request, now)
-                self._groups.append([tape.first_token_s[request], 1])
-            batch.handover.joined = []
+            self.tape.start(request, now, cached)
+
+    def joined(self, batch: Batch, now: float) -> None:
+        """Log sequences that come from another worker, where they had their first token."""
+        for request in batch.handover.joined:
+            self.tape.join(request, now)
+            self._groups.append([self.tape.first_token_s[request], 1])
+        batch.handover.joined = []
 
     def begun(self, batch: Batch, now: float, begun: list[int]) -> None:
         """Log first tokens, and the gaps of sequences that come back."""

@@ -195,7 +195,7 @@ class PictureFlow:
         worker = journey.worker
         assert worker is not None and isinstance(worker.batch.encoder, Received)  # noqa: S101, PT018
         worker.batch.encoder.land(journey.request, item)
-        if journey.landed == journey.n_items:
+        if journey.landed == journey.n_items and not journey.again:
             self.network.tape.encoded_s[journey.request] = self.network.clock.now
         if journey.enqueued:
             worker.stir()

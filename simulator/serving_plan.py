@@ -43,7 +43,9 @@ class Policies(Frozen):
     admission_limit : float or None
         Requests a worker, or seconds; None is the promised TTFT of the plan.
     after_crash : {"retry", "fail"}
-        What becomes of requests whose worker crashes.
+        What becomes of requests whose worker crashes: they begin anew, or fail.
+    most_retries : int
+        After so many, a request fails too.
     """
 
     batch: str = "vllm"
@@ -57,6 +59,7 @@ class Policies(Frozen):
     admission: Literal["all", "queue", "ttft"] = "all"
     admission_limit: Positive | None = None
     after_crash: Literal["retry", "fail"] = "retry"
+    most_retries: Annotated[int, Field(ge=0)] = 3
 
     @field_validator("batch")
     @classmethod

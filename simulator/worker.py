@@ -90,7 +90,7 @@ class Worker:
         self._flight: Moment | None = None
         self._start_s = 0.0
         self._works = False  # whether a step is under way
-        self._leaving: list[int] = []  # requests that are taken out when the step ends
+        self._leaving: dict[int, Callable[[], None]] = {}  # requests that are taken out when the step ends
         self.inbox = inbox or Inbox([], [])
         if self.inbox.order:
             self._flight = clock.at(self.inbox.next_s, self._wake)
@@ -139,13 +139,14 @@ class Worker:
         if self._flight is None and self.runs:
             self._flight = self.clock.at(self.clock.now, self._wake)
 
-    def abort(self, request: int) -> None:
-        """Take a request out: now, or when the step under way ends."""
+    def abort(self, request: int, then: Callable[[], None]) -> None:
+        """Take a request out, now or when the step under way ends, and then go on."""
         if self._flight is None or request in self.batch.handover.handed or request not in self.batch.running:
             self._take_out(request)
             self.stir()
+            then()
         else:
-            self._leaving.append(request)
+            self._leaving[request] = then
             self.stir()
 
     @property
@@ -201,16 +202,25 @@ class Worker:
 
     def stop(self) -> None:
         """Crash, or be switched off: the step under way is lost, and so is everything in memory."""
+        if self._works:  # what it was at is lost, but took its time
+            self._cut(self.clock.now)
+            self._note_step(self.clock.now)
         self._flight = self.length.ends = None
         self.runs = self._works = False
         if self.device is not None:
             self.device.leave(self)
-        self._leaving = []
         self.notes.forget_all()
-        old = self.batch
-        self.batch = self.build()
-        self.batch.kv.evicted = old.kv.evicted
+        self.empty()
         self._rest()
+        leaving, self._leaving = self._leaving, {}
+        for then in leaving.values():
+            then()
+
+    def empty(self) -> None:
+        """Forget everything that is in memory."""
+        evicted = self.batch.kv.evicted
+        self.batch = self.build()
+        self.batch.kv.evicted = evicted
 
     def start(self) -> None:
         """Go on after a stop."""
@@ -281,6 +291,8 @@ class Worker:
         """Form a step; those who are preempted for it may leave so much room that there is more to do."""
         batch, policy = self.batch, self.policy
         batch.form(policy.decide(batch))
+        if batch.handover.joined:
+            self.notes.joined(batch, self.clock.now)
         while batch.preempted:
             self.notes.preempted(batch)
             for request in batch.returned:
@@ -288,6 +300,8 @@ class Worker:
             if batch.chunks or batch.decodes:
                 break
             batch.form(policy.decide(batch))
+            if batch.handover.joined:
+                self.notes.joined(batch, self.clock.now)
 
     def _fall_idle(self) -> None:
         """Wait for the next arrival; what is here waits for another worker, or there is nothing."""
@@ -319,9 +333,7 @@ class Worker:
         self._works = False
         decoding = batch.decode.size if batch.decodes else 0
         paused = len(batch.paused)
-        self.notes.step(
-            batch, now, start_s=self._start_s, steps=length.steps, decoding=decoding, encode_s=length.encode_s
-        )
+        self._note_step(now)
         ended, begun = batch.close(length.steps)
         if decoding:
             self.notes.gaps(batch, now, length.ends, decoding, paused)
@@ -329,7 +341,7 @@ class Worker:
             self.notes.begun(batch, now, begun)
         for request in ended:
             if self._leaving and request in self._leaving:
-                self._leaving.remove(request)
+                self._leaving.pop(request)()
                 continue
             tape.finish(request, now)
             self.hooks.ended(request, self)
@@ -337,6 +349,13 @@ class Worker:
             self._tell()
         if self._flight is event:  # nobody has stopped the worker
             self._next(now)
+
+    def _note_step(self, now: float) -> None:
+        batch, length = self.batch, self.length
+        decoding = batch.decode.size if batch.decodes else 0
+        self.notes.step(
+            batch, now, start_s=self._start_s, steps=length.steps, decoding=decoding, encode_s=length.encode_s
+        )
 
     def _tell(self) -> None:
         """Tell others what this step has brought them, and let go of who leaves."""
@@ -354,9 +373,11 @@ class Worker:
         hooks.has_room(self)
 
     def _let_go(self) -> None:
-        leaving, self._leaving = self._leaving, []
+        leaving, self._leaving = self._leaving, {}
         for request in leaving:
             self._take_out(request)
+        for then in leaving.values():
+            then()
 
     def _take_out(self, request: int) -> None:
         """Take a request out between two steps."""
