@@ -154,8 +154,7 @@ class Simulation:
         if not requests.concurrency:
             self._feed()
         self.clock.run()
-        gone = bool(self.plan.failures or self.plan.control)
-        while gone and self.n_ended < len(requests):  # a worker or a link will not come back
+        while self.network.lacks_something() and self.n_ended < len(requests):  # a worker or a link will not come back
             self.network.parked.clear()
             for request in np.flatnonzero(~np.isnan(self.tape.times["arrival_s"])).tolist():
                 if self.tape.state[request] not in ENDS:

@@ -137,3 +137,4 @@ class KvFlow:
         if not run.rooms[slot].drop(request) and decoder.runs and request in decoder.batch.handover.promised:
             decoder.batch.handover.break_promise(request)
             run.rooms[slot].offer()
+            decoder.stir()

@@ -95,6 +95,10 @@ class Network:
             if key[:2] == (source, target):
                 wire.change(speed)
 
+    def lacks_something(self) -> bool:
+        """Return whether a pool has no worker that takes work, or a link is cut."""
+        return not all(run.loads.open for run in self.pools) or 0.0 in self.speeds.values()
+
     # Views
 
     def view(self, request: int, run: PoolRun) -> RequestView:

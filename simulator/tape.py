@@ -105,7 +105,8 @@ class Tape:
 
     def restart(self, request: int) -> None:
         """Forget what a request had got: it starts anew."""
-        self.move(request, State.EXPECTED)
+        if self.state[request] != State.EXPECTED:
+            self.move(request, State.EXPECTED)
         self.retries[request] += 1
         self.decode_worker[request] = -1
         for column in (self.encoded_s, self.queued_s, self.scheduled_s, self.first_token_s, self.joined_s):

@@ -223,9 +223,8 @@ class Worker:
         self.batch.kv.evicted = evicted
 
     def start(self) -> None:
-        """Go on after a stop."""
+        """Go on after a stop, with nothing to do yet."""
         self.runs = True
-        self.wake()
 
     def _cut(self, now: float) -> None:
         """End a leap with the step that is under way."""

@@ -72,6 +72,8 @@ def sharing(draw, plan):
 def troubled(draw):
     """Return a plan with troubles, its traffic and its service."""
     plan = draw(sharing(draw(clusters())))
+    faster = [link.model_copy(update={"bandwidth_bytes_per_s": 100 * link.bandwidth_bytes_per_s}) for link in plan.links]
+    plan = plan.model_copy(update={"links": tuple(faster)})  # hours on slow links are millions of failures
     shared = any(pool.shares_devices_of for pool in plan.pools)
     troubles = {"failures": draw(failures(plan)), "control": None if shared else draw(controls(plan))}
     after = {"after_crash": draw(st.sampled_from(["retry", "fail"]))}
