@@ -8,7 +8,6 @@ from typing import Final
 
 import numpy as np
 
-from simulator.assembly import Assembly, pool_runs
 from simulator.background import Background
 from simulator.clock import FIRST, Clock
 from simulator.control import Controller
@@ -25,6 +24,7 @@ from simulator.steplog import pooled
 from simulator.tape import Tape
 from simulator.topology import STAGES, Stage
 from simulator.trace import LinkTrace, PoolTrace, Trace
+from simulator.workforce import Workforce, pool_runs
 
 REPORT_EVERY = 1024
 """Ended requests between two calls of `progress`."""
@@ -129,13 +129,13 @@ class Simulation:
         self.plain = self.is_open and bool(np.isinf(requests.patience_s).all()) and _is_plain(plan)
         self.network = Network(self.clock, plan, self.runs, resolved=self.resolved, tape=self.tape)
         self.flow = Flow(self.network, self._ended)
-        assembly = Assembly(self.flow, leaps=leaps, alone=Alone(self._ended) if self.plain else None)
-        self.workers = assembly.workers
+        workforce = Workforce(self.flow, leaps=leaps, alone=Alone(self._ended) if self.plain else None)
+        self.workers = workforce.workers
         inbox = self._ready_ahead(first) if self.plain else None
         for run in self.runs:
             for _ in run.shifts:
-                assembly.add(run, inbox)
-        assembly.share_devices()
+                workforce.add(run, inbox)
+        workforce.share_devices()
         background = Background(self.clock, lambda: self.n_ended == len(requests))
         self.failures = Failures(plan.failures, self.flow, background, seed)
         self.controller = Controller(plan.control, self.network, background) if plan.control else None

@@ -1,4 +1,4 @@
-"""The pools and workers of a plan, put together."""
+"""The pools and workers of a plan, hired and seated."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _largest_request(resolved: Resolved) -> int:
     return int((before[first[1:]] - before[first[:-1]]).max(initial=0))
 
 
-class Assembly:
+class Workforce:
     """Adds workers to pools.
 
     Parameters
