@@ -34,10 +34,13 @@ def draw(trace: Trace, path: str | Path) -> None:
         axis.set(xscale="log", xlabel="seconds", ylabel=f"share of {title}", ylim=(0, 1))
         axis.legend()
     for worker, steps in enumerate(trace.steps):
+        pool = trace.pool_of(worker).pool
+        who = f"worker {worker}" if len(trace.pools) == 1 else f"worker {worker} ({pool.name})"
         pick = np.unique(np.linspace(0, max(len(steps["end_s"]) - 1, 0), POINTS).astype(int))[: len(steps["end_s"])]
         for name in ("waiting", "running"):
-            axes[1][0].plot(steps["end_s"][pick], steps[name][pick], label=f"{name}, worker {worker}", linewidth=0.8)
-        axes[1][1].plot(steps["end_s"][pick], steps["kv_used_blocks"][pick], label=f"worker {worker}", linewidth=0.8)
+            axes[1][0].plot(steps["end_s"][pick], steps[name][pick], label=f"{name}, {who}", linewidth=0.8)
+        if pool.runs("prefill") or pool.runs("decode"):
+            axes[1][1].plot(steps["end_s"][pick], steps["kv_used_blocks"][pick], label=who, linewidth=0.8)
     axes[1][0].set(xlabel="seconds", ylabel="requests")
     axes[1][1].set(xlabel="seconds", ylabel="blocks in use", ylim=(0, None))
     for blocks in {one.limits.kv_blocks for one in trace.pools if one.pool.runs("prefill") or one.pool.runs("decode")}:
