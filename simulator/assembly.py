@@ -1,8 +1,8 @@
-"""Plans from pools: what is added where nothing is said, the links that the devices have, and plans k times as large."""
+"""Plans from pools: what is added where nothing is said, links that the devices have, and plans k times as large."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from costmodel import hardware as devices
@@ -33,17 +33,23 @@ def preprocess_at(stages: Sequence[tuple[Stage, ...]]) -> list[tuple[Stage, ...]
     return [("preprocess", *own) if place in own else own for own in stages]
 
 
-def with_links(model: str, pools: Sequence[Pool], *, settings: dict[str, Any] | None = None, **plan: Any) -> ServingPlan:  # noqa: ANN401 - fields of the plan
+def with_links(
+    model: str,
+    pools: Sequence[Pool],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    others: Mapping[str, Any] | None = None,
+) -> ServingPlan:
     """Return the plan of pools, with every link that they need as `derived_link` has it.
 
     Parameters
     ----------
     model : str
     pools : sequence of Pool
-    settings : dict, optional
+    settings : mapping, optional
         Fields that all links get in place of the derived ones, such as mode.
-    **plan
-        Other fields of `ServingPlan`.
+    others : mapping, optional
+        Other fields of the plan.
 
     Raises
     ------
@@ -54,7 +60,7 @@ def with_links(model: str, pools: Sequence[Pool], *, settings: dict[str, Any] | 
     for source, target, what in Topology.model_construct(pools=tuple(pools), links=()).hops():
         fields = derived_link(source, target, what, pools).model_dump(by_alias=True)
         links.append({**fields, **(settings or {})})
-    held = {"model": model, "pools": [pool.model_dump() for pool in pools], "links": links, **plan}
+    held = {"model": model, "pools": [pool.model_dump() for pool in pools], "links": links, **(others or {})}
     found = ServingPlan.model_validate(held)
     _ = found.topology
     return found
@@ -101,12 +107,14 @@ def derived_link(source: Pool, target: Pool, what: str, pools: Iterable[Pool]) -
     else:
         found = _between(ends, on_host=what == "pixels", names=(source.name, target.name))
     lanes = min(_devices_of_a_loop(source), _devices_of_a_loop(target)) if what == "KV" else 1
-    return Link(
-        **{"from": source.name, "to": target.name},
-        kind=found.kind,
-        bandwidth_bytes_per_s=lanes * found.rate_bytes_per_s(PAIR),
-        latency_s=found.latency_s,
-    )
+    held = {
+        "from": source.name,
+        "to": target.name,
+        "kind": found.kind,
+        "bandwidth_bytes_per_s": lanes * found.rate_bytes_per_s(PAIR),
+        "latency_s": found.latency_s,
+    }
+    return Link.model_validate(held)
 
 
 def _base(pool: Pool) -> str:
@@ -126,7 +134,8 @@ def _inside(profile: HardwareProfile, joined: int, *, on_host: bool, names: tupl
     if not able:
         most = max((link.devices for link in profile.links), default=1)
         raise Unsupported(
-            f"{joined} x {profile.name} have no link from {names[0]!r} to {names[1]!r}: the profile joins {most}; {WAY_OUT}"
+            f"{joined} x {profile.name} have no link from {names[0]!r} to {names[1]!r}: the profile joins {most};"
+            f" {WAY_OUT}"
         )
     return max(able, key=lambda link: link.rate_bytes_per_s(PAIR))
 
@@ -160,9 +169,13 @@ def scaled(plan: ServingPlan, times: int) -> ServingPlan:
 
     Links of a worker come with their worker; one that a pool shares gets so many times its rate.
     """
-    pools = tuple(pool.model_copy(update=_scaled_counts(pool, times)) for pool in plan.pools)
     links = tuple(_scaled_link(link, times) for link in plan.links)
-    return plan.model_copy(update={"pools": pools, "links": links})
+    return plan.model_copy(update={"pools": scaled_pools(plan.pools, times), "links": links})
+
+
+def scaled_pools(pools: Iterable[Pool], times: int) -> tuple[Pool, ...]:
+    """Return pools with so many times the workers and CPU workers."""
+    return tuple(pool if times == 1 else pool.model_copy(update=_scaled_counts(pool, times)) for pool in pools)
 
 
 def _scaled_counts(pool: Pool, times: int) -> dict[str, int | None]:
@@ -178,10 +191,11 @@ def _scaled_link(link: Link, times: int) -> Link:
     return link.model_copy(update={"bandwidth_bytes_per_s": link.bandwidth_bytes_per_s * times})
 
 
-def spread_out(plan: ServingPlan) -> Iterator[str]:
+def assumptions(plan: ServingPlan) -> Iterator[str]:
     """Yield what is taken for granted of links between different devices, in words."""
     by_name = {pool.name: pool for pool in plan.pools}
     for link in plan.links:
         ends = by_name[link.source], by_name[link.target]
         if _base(ends[0]) != _base(ends[1]) and link.kind not in NETWORK:
-            yield f"{link.source} > {link.target} is {link.kind}, as if both were in one host; give [[links]] for a network"
+            name = f"{link.source} > {link.target}"
+            yield f"the link {name} is {link.kind}, as if both were in one host; {WAY_OUT} for a network"

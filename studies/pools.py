@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from costmodel import load_hardware
 from costmodel.errors import one_line, unknown
-from simulator.assembly import preprocess_at, with_links
+from simulator.assembly import preprocess_at, scaled_pools, with_links
 from simulator.serving_plan import ServingPlan
 from simulator.topology import STAGES, Pool, Stage
 
@@ -66,7 +66,7 @@ def _parts(text: str) -> tuple[tuple[Stage, ...], int, str]:
     return tuple(stage for stage in STAGES if stage in typed), int(count), hardware.strip()
 
 
-def assembled(held: Mapping[str, Any], settings: Sequence[str], gpus: int | None) -> ServingPlan:
+def assembled(held: Mapping[str, Any], settings: Sequence[str], gpus: int | None, times: int = 1) -> ServingPlan:
     """Return the plan of pools that say how many devices they have, with settings and derived links.
 
     Parameters
@@ -77,6 +77,8 @@ def assembled(held: Mapping[str, Any], settings: Sequence[str], gpus: int | None
         See `set_fields`.
     gpus : int or None
         Devices of all pools together, if it was said.
+    times : int
+        How often every pool is there.
 
     Raises
     ------
@@ -94,9 +96,11 @@ def assembled(held: Mapping[str, Any], settings: Sequence[str], gpus: int | None
                 " change one of them"
             )
         if link_fields and len(pools) == 1:
-            raise ValueError(f"--set links.{next(iter(link_fields))}=… changes no link: one pool does everything; leave it out")
+            raise ValueError(
+                f"--set links.{next(iter(link_fields))}=… changes no link: one pool does everything; leave it out"
+            )
         others = {key: value for key, value in fields.items() if key not in ("model", "pools", "links")}
-        return with_links(fields["model"], pools, settings=link_fields, **others)
+        return with_links(fields["model"], scaled_pools(pools, times), settings=link_fields, others=others)
     except ValidationError as error:
         raise one_line(error, "plan") from None
 
@@ -139,10 +143,9 @@ def set_fields(held: dict[str, Any], settings: Sequence[str]) -> dict[str, str]:
         owner = next((name for name in (*WHOLE_PLAN, *by_name) if text.startswith(f"{name}.")), None)
         key, equals, value = text[len(owner) + 1 :].partition("=") if owner else ("", "", "")
         if owner is None or not key or not equals:
-            names = ", ".join(by_name)
             raise ValueError(
-                f"--set {text!r} must read pool.KEY=VALUE, policies.KEY=VALUE, links.KEY=VALUE or NAME.KEY=VALUE, such as"
-                f" pool.max_batch=64; names: {names}"
+                f"--set {text!r} must read pool.KEY=VALUE, policies.KEY=VALUE, links.KEY=VALUE or NAME.KEY=VALUE, such"
+                f" as pool.max_batch=64; names: {', '.join(by_name)}"
             )
         whole = {"pool": pools, "policies": [held.setdefault("policies", {})], "links": [links]}
         for target in whole.get(owner) or [by_name[owner]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from cyclopts import Group, Parameter
 from pydantic import ValidationError
 
 from costmodel.errors import one_line, unknown
 from simulator import Report, Requests, ServingPlan, Slo, Trace, traffic
+from simulator.assembly import scaled
 from simulator.results import vllm_result
 from simulator.rows import write_rows
 from simulator.service import Service
@@ -121,8 +122,11 @@ class Promises:
     slo_e2e: Annotated[float | None, Parameter(name="--slo-e2e")] = None
 
 
-def plan_of(path: str | None, deployment: Deployment) -> ServingPlan:
-    """Return the plan of a file, or of options.
+NOTHING_PROMISED: Final = Promises()
+
+
+def plan_of(path: str | None, deployment: Deployment, *, times: int = 1) -> ServingPlan:
+    """Return the plan of a file, or of options, with every pool so many times.
 
     Raises
     ------
@@ -133,17 +137,17 @@ def plan_of(path: str | None, deployment: Deployment) -> ServingPlan:
     if path is not None:
         if any(typed) or deployment.tp != 1:
             raise ValueError(
-                "PLAN.toml and --system, --model, --hardware, --gpus, --tp, --pools exclude each other; change the file,"
-                " or --set"
+                "PLAN.toml and --system, --model, --hardware, --gpus, --tp, --pools exclude each other; change the"
+                " file, or --set"
             )
-        return _of_file(path, deployment.set)
+        return scaled(_of_file(path, deployment.set), times)
     elsewhere = all("@" in text for text in deployment.pools) and bool(deployment.pools)
     if deployment.model is None or (deployment.hardware is None and not elsewhere):
         raise ValueError("simulate needs PLAN.toml, or --model and --hardware; see lvlm simulate --help")
-    return _of_system(deployment.system or "vllm", deployment)
+    return _of_system(deployment.system or "vllm", deployment, times)
 
 
-def _of_system(name: str, deployment: Deployment) -> ServingPlan:
+def _of_system(name: str, deployment: Deployment, times: int) -> ServingPlan:
     if name not in SYSTEMS:
         raise unknown("system", name, SYSTEMS)
     system = SYSTEMS[name]
@@ -152,9 +156,17 @@ def _of_system(name: str, deployment: Deployment) -> ServingPlan:
     if deployment.pools:
         typed = asked_pools(deployment.pools, common)
         held = {"model": deployment.model, "pools": typed, "policies": policies}
-        return assembled(held, deployment.set, deployment.gpus)
+        return assembled(held, deployment.set, deployment.gpus, times)
     alone = {**common, "devices": deployment.gpus or deployment.tp}
-    return assembled({"model": deployment.model, "pools": [alone], "policies": policies}, deployment.set, None)
+    return assembled({"model": deployment.model, "pools": [alone], "policies": policies}, deployment.set, None, times)
+
+
+def devices_of(plan: ServingPlan) -> str:
+    """Return the devices of a plan in words."""
+    counts: dict[str, int] = {}
+    for pool in plan.pools:
+        counts[pool.hardware] = counts.get(pool.hardware, 0) + pool.devices
+    return " + ".join(f"{count} x {hardware}" for hardware, count in counts.items())
 
 
 def compared(name: str, plan: ServingPlan) -> ServingPlan:

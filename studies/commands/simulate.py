@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from simulator import Report, Requests, ServingPlan, Slo, Trace, check, report
 from simulator import simulate as run
+from simulator.assembly import assumptions
 from simulator.report import confidence
 from simulator.timeline import write_timeline
 from simulator.topology import STAGES
@@ -56,6 +57,8 @@ def simulate(
         A file for distributions and queues over time: .svg or .png.
     """
     wanted = serving.plan_of(plan, deployment)
+    for said in assumptions(wanted) if plan is None else ():
+        note(said)
     if deployment.dump_plan:
         sys.stdout.write(wanted.as_toml())
         return
@@ -154,23 +157,15 @@ def _row(name: str, one: Report) -> dict[str, Any]:
 def _show(to: Console, plan: ServingPlan, every: Mapping[str, Report], sure: Mapping[str, Any] | None) -> None:
     for name, one in every.items():
         counts = ", ".join(f"{value:,} {key}" for key, value in one.requests.items() if value)
-        head = f"{plan.model} on {devices_of(plan)}, {name} batches: {counts}"
+        head = f"{plan.model} on {serving.devices_of(plan)}, {name} batches: {counts}"
         ends = [f"{count:,} without an answer: {reason}" for reason, count in one.reasons.items()]
         links = [_links(plan, one)] if one.links else []
-        parts = [head, _latencies(one), _figures(one), _pools(plan, one), *links]
+        parts: list[RenderableType] = [head, _latencies(one), _figures(one), _pools(plan, one), *links]
         sections(to, *parts, *ends, f"Bottleneck: {one.bottleneck}")
         to.print()
     if sure:
         rows = [(key, number(v["mean"]), f"{number(v['low'])} to {number(v['high'])}") for key, v in sure.items()]
         to.print(table(("95 % confidence", "mean", "interval"), rows))
-
-
-def devices_of(plan: ServingPlan) -> str:
-    """Return the devices of a plan in words."""
-    counts: dict[str, int] = {}
-    for pool in plan.pools:
-        counts[pool.hardware] = counts.get(pool.hardware, 0) + pool.devices
-    return " + ".join(f"{count} x {hardware}" for hardware, count in counts.items())
 
 
 def _pools(plan: ServingPlan, one: Report) -> Table:
