@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cyclopts import Group, Parameter
@@ -198,7 +198,7 @@ def _refuse(load: Load, options: Serving, prompt: Prompt) -> None:
 def _plans(names: tuple[str, str | None], load: Load, options: Serving) -> Callable[[int], ServingPlan]:
     model, hardware = names
     if model.endswith(".toml") and hardware is None:
-        if options != ONE_DEVICE:
+        if options != replace(ONE_DEVICE, output=options.output):
             raise ValueError("PLAN.toml says how the model is served; leave the options of serving out, or --set them")
         given = Deployment(system=load.system, gpus=load.gpus, pools=load.pools, set=load.set)
         return lambda times: serving.plan_of(model, given, times=times)

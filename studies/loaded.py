@@ -140,7 +140,7 @@ def _scaled(one: Scaled, rate: float, devices: int) -> dict[str, Any]:
 
 
 def _show_gpus(to: Console, what: Asked, rows: list[dict[str, Any]]) -> None:
-    columns = ("devices", "requests/s", "kept", "of once", "good/s", "of k times", "finished/s", "of k times")
+    columns = ("devices", "requests/s", "kept", "ratio", "good/s", "ratio", "finished/s", "ratio")
     lines = [
         (
             f"{row['devices']:,}",
@@ -154,5 +154,7 @@ def _show_gpus(to: Console, what: Asked, rows: list[dict[str, Any]]) -> None:
         )
         for row in rows
     ]
-    says = "of once is Eq. 8 of arXiv:2604.05546: promises kept with k times the load on k times the devices, over once"
+    says = (
+        "Ratios are over the first row, rates over as many times its rate; that of kept is Eq. 8 of arXiv:2604.05546."
+    )
     sections(to, _head(what, what.plan_at(1)), table(columns, lines, left=0), says)
