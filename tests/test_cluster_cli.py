@@ -3,6 +3,9 @@
 import csv
 import gzip
 import json
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,9 @@ from costmodel import load_hardware
 from costmodel.errors import Unsupported
 from simulator import Pool, ServingPlan
 from simulator.assembly import assumptions, derived_link, preprocess_at, with_links
+from simulator.ordering import ORDERS
+from simulator.routing import ROUTERS
+from simulator.topology import Link
 from studies import cli, serving
 from studies.serving import Deployment
 
@@ -295,6 +301,19 @@ def test_a_plain_run_has_empty_columns_of_what_did_not_happen(lvlm, tmp_path):
 
 
 # Loads
+
+
+def test_the_python_and_the_links_of_the_docs_are_right(capsys):
+    text = (Path(__file__).parents[1] / "docs" / "clusters.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "clusters.md", "exec"), {})  # noqa: S102 - our own text
+    assert "1.0" in capsys.readouterr().out
+    written = tomllib.loads(re.search(r"```toml\n(.*?)```", text, flags=re.DOTALL)[1])["links"][0]
+    assert Link.model_validate(written).mode == "reserve"
+    for table in (ROUTERS, ORDERS):
+        assert all(f"`{name}`" in text for name in table)
 
 
 PROMISED = ["--target", "ttft_s=1", "--target", "tpot_s=0.05", "--requests", "60", "--tolerance", "0.2"]
