@@ -68,9 +68,11 @@ def first_line(error: BaseException) -> str:
 def one_line(error: ValidationError, source: str) -> ValueError:
     """Return a pydantic error as one line that names the file, the key and the rule."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "file"
+    where = ".".join(str(part) for part in first["loc"])
     given = first.get("input")
-    shown = "" if isinstance(given, dict | list) else f"={str(given)[:40]!r}"
+    shown = " " if where else ""
+    if where and not isinstance(given, dict | list):
+        shown = f"={str(given)[:40]!r} "
     rule = first["msg"].removeprefix("Value error, ")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return ValueError(f"{source}: {where}{shown} {rule[:1].lower()}{rule[1:]}{more}")
+    return ValueError(f"{source}: {where}{shown}{rule[:1].lower()}{rule[1:]}{more}")

@@ -5,7 +5,9 @@ from simulator.engine import simulate
 from simulator.laws import check
 from simulator.report import Report, report
 from simulator.request import Requests
+from simulator.scaling import scalability
 from simulator.serving_plan import ServingPlan, Slo
+from simulator.sweep import sweep
 from simulator.topology import Pool
 from simulator.trace import Trace
 
@@ -18,6 +20,8 @@ __all__ = [
     "Trace",
     "check",
     "report",
+    "scalability",
     "simulate",
+    "sweep",
     "traffic",
 ]

@@ -17,6 +17,12 @@ def attained_rate(report: Report) -> float:
     return report.goodput_requests_per_s or 0.0
 
 
+def attained_share(report: Report) -> float:
+    """Return the share of arrived requests that keep every promise."""
+    arrived = report.requests["arrived"]
+    return round(attained_rate(report) * report.span_s) / arrived if arrived else 0.0
+
+
 def serves_90(report: Report, slo: Slo) -> bool:
     """Return whether nine requests of ten keep both promises."""
     del slo

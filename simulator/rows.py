@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,23 +14,28 @@ from simulator.trace import Trace
 
 PIECE = 4096
 """Rows that are turned into text at once."""
+TIMES: Final = ("arrival_s", "encoded_s", "queued_s", "scheduled_s", "first_token_s", "joined_s", "finish_s")
 
 
 def columns(trace: Trace) -> dict[str, NDArray[Any]]:
     """Return the columns of the table, one row a request."""
     names = np.array([state.name.lower() for state in State])
     held = trace.columns
+    reasons = np.array([trace.reasons.get(request, "") for request in range(len(trace))])
     return {
         "request": np.arange(len(trace)),
         "state": names[held["state"].astype(int)],
+        "reason": reasons,
         "worker": held["worker"],
+        "decode_worker": held["decode_worker"],
         "text_tokens": trace.requests.text_tokens,
         "items": trace.requests.n_items,
         "prompt_tokens": trace.prompt_tokens,
         "cached_tokens": held["cached_tokens"],
         "output_tokens": trace.output_tokens,
         "preemptions": held["preemptions"],
-        **{name: held[name] for name in ("arrival_s", "queued_s", "scheduled_s", "first_token_s", "finish_s")},
+        "retries": held["retries"],
+        **{name: held[name] for name in TIMES},
         "preprocess_s": np.nan_to_num(held["preprocess_s"]),
         "ttft_s": trace.ttft_s,
         "tpot_s": trace.tpot_s,

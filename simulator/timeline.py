@@ -25,6 +25,8 @@ PHASES: Final = (
     ("prefill", "scheduled_s", "first_token_s"),
     ("decode", "first_token_s", "finish_s"),
 )
+ELSEWHERE: Final = (("move", "first_token_s", "joined_s"), ("decode", "joined_s", "finish_s"))
+"""What stands for the last phase where another worker decodes."""
 
 
 def write_timeline(trace: Trace, path: str | Path) -> None:
@@ -62,7 +64,8 @@ def _steps(worker: int, steps: Mapping[str, Array]) -> Iterator[dict[str, Any]]:
         if encode_s:
             items = {"items": held["encoded_items"]}
             yield _slice("encode", worker, (start, start + encode_s), items)
-        yield _slice(_name(held), worker, (start + encode_s, end), held)
+        if held["chunk_tokens"] or held["decoding"]:  # workers that encode for others do nothing else
+            yield _slice(_name(held), worker, (start + encode_s, end), held)
         for counter in ("waiting", "running", "kv_used_blocks"):
             label = f"{counter} of worker {worker}"
             yield {"ph": "C", "pid": WORKERS, "name": label, "ts": end * MICRO, "args": {counter: held[counter]}}
@@ -83,7 +86,8 @@ def _slice(name: str, worker: int, span_s: tuple[float, float], arguments: Mappi
 def _requests(trace: Trace) -> Iterator[dict[str, Any]]:
     columns = trace.columns
     for request in np.flatnonzero(trace.finished)[:MOST_REQUESTS].tolist():
-        for name, start, end in PHASES:
+        moved = not np.isnan(columns["joined_s"][request])
+        for name, start, end in (*PHASES[:-1], *ELSEWHERE) if moved else PHASES:
             first, last = float(columns[start][request]), float(columns[end][request])
             if last > first:
                 same = {"cat": "request", "id": request, "pid": REQUESTS, "tid": 0, "name": name}

@@ -160,7 +160,8 @@ def bottleneck(trace: Trace, use: Use) -> str:
     """Return what holds the rest up, in words.
 
     A worker may be busy all the time with a few sequences and still have room; it is saturated when requests wait in
-    front of it for most of the time that it works. Encoders of other pools are when they are busy.
+    front of it for most of the time that it works. Encoders of other pools are when they are busy, workers that only
+    decode when they have no room for more sequences.
     """
     cpus = {name: shares.get("preprocess", 0.0) for name, shares in use.utilisation.items()}
     slowest = max(cpus, key=cpus.__getitem__)
@@ -196,13 +197,14 @@ def _waiting(trace: Trace, one: PoolTrace) -> tuple[float, str]:
     """Return the share of the workers' time in which requests wait, and for what."""
     steps = {key: np.concatenate([each[key] for each in trace.steps_of(one)]) for key in trace.steps[0]}
     span = steps["end_s"] - steps["start_s"]
-    if not one.pool.runs("prefill"):
+    if one.pool.runs("encode") and not one.pool.runs("prefill"):
         return _share(float(span.sum()), trace.span_s * len(one.workers)), "work waits for it to be free"
-    waiting = steps["waiting"] > 0
-    held = float(span[waiting].sum())
     limits = one.limits
-    full = (steps["running"] >= FULL * limits.max_sequences) & waiting
-    blocks = (steps["kv_used_blocks"] >= FULL * limits.kv_blocks) & waiting
+    full = steps["running"] >= FULL * limits.max_sequences
+    blocks = steps["kv_used_blocks"] >= FULL * limits.kv_blocks
+    waiting = steps["waiting"] > 0 if one.pool.runs("prefill") else full | blocks  # who decodes alone lets in what fits
+    full, blocks = full & waiting, blocks & waiting
+    held = float(span[waiting].sum())
     share = _share(held, float(span.sum()))
     if span[full].sum() > held / 2:
         return share, f"requests wait because {limits.max_sequences} sequences run, the most that may"

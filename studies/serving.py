@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from cyclopts import Group, Parameter
 from pydantic import ValidationError
 
 from costmodel.errors import one_line, unknown
 from simulator import Report, Requests, ServingPlan, Slo, Trace, traffic
+from simulator.assembly import scaled
 from simulator.results import vllm_result
 from simulator.rows import write_rows
 from simulator.service import Service
 from simulator.serving_plan import Traffic
 from simulator.traffic import mooncake
 from studies.options import Flag, Texts, Whole
+from studies.pools import asked_pools, assembled, set_fields
 
 PLAN: Final = Group("Plan", sort_key=1)
 TRAFFIC: Final = Group("Traffic", sort_key=2)
@@ -46,11 +48,14 @@ class Deployment:
     hardware : str
         A device.
     gpus : int
-        Devices.
+        Devices: of all pools together, where there are several.
+    pools : tuple of str
+        A pool, STAGES=DEVICES or STAGES=DEVICES@HARDWARE, such as encode=1 and prefill+decode=3. Repeat for each.
     tp : int
         Devices of one worker; the others are more workers.
     set : tuple of str
-        A setting of the pool or the policies, such as pool.max_batch=64 or policies.router=least-requests. Repeat.
+        A setting of all pools, one by its name, the policies or the links between pools: pool.max_batch=64,
+        prefill+decode.tp=2, policies.router=least-requests, links.mode=reserve. Repeat.
     dump_plan : bool
         Print the plan as TOML instead of simulating it.
     """
@@ -58,7 +63,8 @@ class Deployment:
     system: str | None = None
     model: str | None = None
     hardware: str | None = None
-    gpus: Whole = 1
+    gpus: Whole | None = None
+    pools: Texts = ()
     tp: Whole = 1
     set: Texts = ()
     dump_plan: Flag = False
@@ -116,39 +122,51 @@ class Promises:
     slo_e2e: Annotated[float | None, Parameter(name="--slo-e2e")] = None
 
 
-def plan_of(path: str | None, deployment: Deployment) -> ServingPlan:
-    """Return the plan of a file, or of options.
+NOTHING_PROMISED: Final = Promises()
+
+
+def plan_of(path: str | None, deployment: Deployment, *, times: int = 1) -> ServingPlan:
+    """Return the plan of a file, or of options, with every pool so many times.
 
     Raises
     ------
     ValueError
         If both are given, neither, or a setting is none.
     """
-    given = [deployment.system, deployment.model, deployment.hardware]
+    typed = (deployment.system, deployment.model, deployment.hardware, deployment.pools, deployment.gpus)
     if path is not None:
-        if any(given):
+        if any(typed) or deployment.tp != 1:
             raise ValueError(
-                "PLAN.toml and --system, --model, --hardware exclude each other; change the file, or --set"
+                "PLAN.toml and --system, --model, --hardware, --gpus, --tp, --pools exclude each other; change the"
+                " file, or --set"
             )
-        return _with_settings(ServingPlan.read(path).model_dump(by_alias=True), deployment.set)
-    if deployment.model is None or deployment.hardware is None:
+        return scaled(_of_file(path, deployment.set), times)
+    elsewhere = all("@" in text for text in deployment.pools) and bool(deployment.pools)
+    if deployment.model is None or (deployment.hardware is None and not elsewhere):
         raise ValueError("simulate needs PLAN.toml, or --model and --hardware; see lvlm simulate --help")
-    return _with_settings(_of_system(deployment.system or "vllm", deployment), deployment.set)
+    return _of_system(deployment.system or "vllm", deployment, times)
 
 
-def _of_system(name: str, deployment: Deployment) -> dict[str, Any]:
+def _of_system(name: str, deployment: Deployment, times: int) -> ServingPlan:
     if name not in SYSTEMS:
         raise unknown("system", name, SYSTEMS)
-    if deployment.gpus % deployment.tp:
-        raise ValueError(f"--gpus {deployment.gpus} must be a multiple of --tp {deployment.tp}")
     system = SYSTEMS[name]
-    pool = {
-        "hardware": deployment.hardware,
-        "workers": deployment.gpus // deployment.tp,
-        "tp": deployment.tp,
-        "engine": system["engine"],
-    }
-    return {"model": deployment.model, "pools": [pool], "policies": {"batch": system["batch"]}}
+    common = {"hardware": deployment.hardware, "tp": deployment.tp, "engine": system["engine"]}
+    policies = {"batch": system["batch"]}
+    if deployment.pools:
+        typed = asked_pools(deployment.pools, common)
+        held = {"model": deployment.model, "pools": typed, "policies": policies}
+        return assembled(held, deployment.set, deployment.gpus, times)
+    alone = {**common, "devices": deployment.gpus or deployment.tp}
+    return assembled({"model": deployment.model, "pools": [alone], "policies": policies}, deployment.set, None, times)
+
+
+def devices_of(plan: ServingPlan) -> str:
+    """Return the devices of a plan in words."""
+    counts: dict[str, int] = {}
+    for pool in plan.pools:
+        counts[pool.hardware] = counts.get(pool.hardware, 0) + pool.devices
+    return " + ".join(f"{count} x {hardware}" for hardware, count in counts.items())
 
 
 def compared(name: str, plan: ServingPlan) -> ServingPlan:
@@ -161,16 +179,13 @@ def compared(name: str, plan: ServingPlan) -> ServingPlan:
     return plan.model_copy(update={"pools": pools, "policies": policies})
 
 
-def _with_settings(held: dict[str, Any], settings: tuple[str, ...]) -> ServingPlan:
-    for text in settings:
-        name, equals, value = text.partition("=")
-        owner, dot, key = name.partition(".")
-        if not (equals and dot) or owner not in ("pool", "policies"):
-            raise ValueError(
-                f"--set {text!r} must read pool.KEY=VALUE or policies.KEY=VALUE, such as pool.max_batch=64"
-            )
-        for target in held["pools"] if owner == "pool" else [held.setdefault("policies", {})]:
-            target[key] = value
+def _of_file(path: str, settings: tuple[str, ...]) -> ServingPlan:
+    plan = ServingPlan.read(path)
+    if not settings:
+        return plan
+    held = plan.model_dump(by_alias=True)
+    links = set_fields(held, settings)
+    held["links"] = [{**link, **links} for link in held["links"]]
     try:
         plan = ServingPlan.model_validate(held)
         _ = plan.topology

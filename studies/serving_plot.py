@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from costmodel.base import Array
-from simulator import Trace
+from simulator import Pool, Trace
 
 FORMATS: Final = (".svg", ".png", ".pdf")
 POINTS: Final = 2000
@@ -33,11 +34,9 @@ def draw(trace: Trace, path: str | Path) -> None:
     for axis, title in zip(axes[0], ("requests", "tokens"), strict=True):
         axis.set(xscale="log", xlabel="seconds", ylabel=f"share of {title}", ylim=(0, 1))
         axis.legend()
-    for worker, steps in enumerate(trace.steps):
-        pick = np.unique(np.linspace(0, max(len(steps["end_s"]) - 1, 0), POINTS).astype(int))[: len(steps["end_s"])]
-        for name in ("waiting", "running"):
-            axes[1][0].plot(steps["end_s"][pick], steps[name][pick], label=f"{name}, worker {worker}", linewidth=0.8)
-        axes[1][1].plot(steps["end_s"][pick], steps["kv_used_blocks"][pick], label=f"worker {worker}", linewidth=0.8)
+    for place, one in enumerate(trace.pools):
+        for nth, steps in enumerate(trace.steps_of(one)):
+            _over_time(axes[1], steps, one.pool, colour=f"C{place}", named=not nth)
     axes[1][0].set(xlabel="seconds", ylabel="requests")
     axes[1][1].set(xlabel="seconds", ylabel="blocks in use", ylim=(0, None))
     for blocks in {one.limits.kv_blocks for one in trace.pools if one.pool.runs("prefill") or one.pool.runs("decode")}:
@@ -46,6 +45,19 @@ def draw(trace: Trace, path: str | Path) -> None:
         axis.legend()
     figure.savefig(path)
     plt.close(figure)
+
+
+def _over_time(axes: Any, steps: Mapping[str, Array], pool: Pool, *, colour: str, named: bool) -> None:  # noqa: ANN401
+    """Draw what waits and runs at one worker, and its blocks; workers of a pool share a colour and a label."""
+    ends = steps["end_s"]
+    pick = np.unique(np.linspace(0, max(len(ends) - 1, 0), POINTS).astype(int))[: len(ends)]
+    workers = f"{pool.replicas} x {pool.name}"
+    for name, line in (("waiting", "--"), ("running", "-")):
+        label = f"{name}, {workers}" if named else None
+        axes[0].plot(ends[pick], steps[name][pick], line, color=colour, label=label, linewidth=0.8)
+    if pool.runs("prefill") or pool.runs("decode"):
+        label = workers if named else None
+        axes[1].plot(ends[pick], steps["kv_used_blocks"][pick], color=colour, label=label, linewidth=0.8)
 
 
 def _cumulative(axis: Any, values: Array, weights: Array | None, name: str) -> None:  # noqa: ANN401 - matplotlib's

@@ -17,6 +17,8 @@ from studies import parse
 from studies.options import Serving
 from studies.request import Request, build_request, predict_request
 
+LOADS: Final = ("rate", "gpus")
+"""What needs requests that queue: see `studies.load`."""
 LEAST_KEEP: Final = 1e-3
 MOST_IMAGES: Final = 4096
 WIDEST_KV: Final = 16
@@ -58,10 +60,8 @@ def varied(name: str, request: Request, hardware: str, serving: Serving) -> Vari
     ValueError
         If the request has nothing of it.
     """
-    if name == "rate":
-        raise ValueError("--vary rate needs requests that queue: it belongs to the simulator, not to one request")
     if name not in VARIED:
-        raise unknown("--vary", name, VARIED)
+        raise unknown("--vary", name, (*VARIED, *LOADS))
     return VARIED[name](request, hardware, serving)
 
 

@@ -242,7 +242,12 @@ def test_solve_says_when_nothing_will_do(lvlm):
 
 
 REFUSED = [
-    (["--vary", "rate", "--target", "ttft_s=1"], "belongs to the simulator"),
+    (["--vary", "rate"], "nothing is promised; give --target ttft_s"),
+    (["--vary", "rate", "--target", "ttft_s=1", "--rate", "3"], "--rate and --times go with --vary gpus"),
+    (["--vary", "rate", "--target", "energy_j=1"], "unknown target of a load 'energy_j'"),
+    (["--vary", "rate", "--target", "ttft_s=1", "--batch", "4"], "--batch is formed by the simulator"),
+    (["--vary", "rate", "--target", "ttft_s=1", "--arrivals", "burst"], "has no rate that could vary"),
+    (["--vary", "batch", "--target", "ttft_s=1", "--gpus", "2"], "need requests that queue"),
     (["--vary", "colour", "--target", "ttft_s=1"], "unknown --vary 'colour'"),
     (["--vary", "batch"], "there is no target"),
     (["--vary", "batch", "--target", "ttft"], "must read NAME=NUMBER"),

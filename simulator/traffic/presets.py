@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from costmodel import Image, Video
+from costmodel import Image, Video, Workload
 from costmodel.errors import unknown
 from simulator.request import NONE, Requests, requests_of
 from simulator.traffic import sessions
@@ -220,24 +220,68 @@ def preset(
     """
     if name not in PRESETS:
         raise unknown("workload", name, PRESETS)
-    if n < 1:
-        raise ValueError(f"requests={n} must be at least 1")
-    if concurrency and rate is not None:
-        raise ValueError("rate and concurrency exclude each other; give one of them")
-    if not concurrency and rate is None and arrivals != "burst":
-        raise ValueError("rate=None needs concurrency, or arrivals='burst'; give a rate in requests a second")
-    lengths, times = (np.random.default_rng([seed, part]) for part in (0, 1))
-    drawn = PRESETS[name].draw(n, lengths)
+    return _drawn(name, PRESETS[name].draw, Arrivals(rate, n, seed, arrivals, concurrency))
+
+
+def repeated(
+    workload: Workload,
+    rate: float | None = None,
+    n: int = 1000,
+    seed: int = 0,
+    *,
+    arrivals: str = "poisson",
+    name: str = "repeated",
+) -> Requests:
+    """Return requests that all bring the same, with pictures that differ.
+
+    Parameters
+    ----------
+    workload : Workload
+        What one brings.
+    rate, n, seed, arrivals
+        As in `preset`.
+    name : str
+        What they are called.
+    """
+    draw = fixed(int(workload.text_tokens), int(workload.output_tokens), [*workload.images, *workload.videos])
+    return _drawn(name, draw, Arrivals(rate, n, seed, arrivals))
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """How many requests come, and when; see `preset`."""
+
+    rate: float | None
+    n: int
+    seed: int
+    process: str
+    concurrency: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no traffic is."""
+        if self.n < 1:
+            raise ValueError(f"requests={self.n} must be at least 1")
+        if self.concurrency and self.rate is not None:
+            raise ValueError("rate and concurrency exclude each other; give one of them")
+        if not self.concurrency and self.rate is None and self.process != "burst":
+            raise ValueError("rate=None needs concurrency, or arrivals='burst'; give a rate in requests a second")
+
+
+def _drawn(name: str, draw: Draw, when: Arrivals) -> Requests:
+    lengths, times = (np.random.default_rng([when.seed, part]) for part in (0, 1))
+    n = when.n
+    drawn = draw(n, lengths)
     first = drawn.links.get("after", np.full(n, NONE)) < 0
     begin = int(first.sum())  # conversations begin as the arrivals say; their later turns follow
     arrival_s = np.zeros(n) if drawn.think_s is None else drawn.think_s.copy()
-    arrival_s[first] = 0.0 if concurrency else arrival_times(arrivals, (rate or 1.0) * begin / n, begin, times)
+    rate = (when.rate or 1.0) * begin / n
+    arrival_s[first] = 0.0 if when.concurrency else arrival_times(when.process, rate, begin, times)
     return requests_of(
         arrival_s,
         drawn.text,
         drawn.output,
         items=drawn.items,
-        concurrency=concurrency,
+        concurrency=when.concurrency,
         name=name,
         links=drawn.links,
     )

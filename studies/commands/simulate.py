@@ -7,18 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from simulator import Report, Requests, ServingPlan, Slo, Trace, check, report
 from simulator import simulate as run
+from simulator.assembly import assumptions
 from simulator.report import confidence
 from simulator.timeline import write_timeline
+from simulator.topology import STAGES
 from studies import serving
 from studies.options import FOR_PEOPLE, Format, Texts
 from studies.output import Answer, emit, note
 from studies.serving import Asked, Deployment, Promises
-from studies.tables import MISSING, number, percent, seconds, sections, table
+from studies.tables import GB, MISSING, number, percent, seconds, sections, table
 
 LATENCIES: Final = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "end to end"}
 LONG_RUN: Final = 20_000
@@ -55,6 +57,8 @@ def simulate(
         A file for distributions and queues over time: .svg or .png.
     """
     wanted = serving.plan_of(plan, deployment)
+    for said in assumptions(wanted) if plan is None else ():
+        note(said)
     if deployment.dump_plan:
         sys.stdout.write(wanted.as_toml())
         return
@@ -143,20 +147,47 @@ def _row(name: str, one: Report) -> dict[str, Any]:
     for latency in LATENCIES:
         row |= {f"{latency}.{part}": value for part, value in held[latency].items()}
     row |= {f"slo_attainment.{part}": value for part, value in one.slo_attainment.items()}
+    for pool, shares in one.utilisation.items():
+        row |= {f"utilisation.{pool}.{stage}": share for stage, share in shares.items()}
+    row |= {f"links.{link}": share for link, share in one.links.items()}
     plain = (int, float, str, type(None))
     return {**row, **{key: value for key, value in held.items() if isinstance(value, plain)}}
 
 
 def _show(to: Console, plan: ServingPlan, every: Mapping[str, Report], sure: Mapping[str, Any] | None) -> None:
     for name, one in every.items():
-        pool = plan.pools[0]
         counts = ", ".join(f"{value:,} {key}" for key, value in one.requests.items() if value)
-        head = f"{plan.model} on {pool.devices} x {pool.hardware}, {name} batches: {counts}"
-        sections(to, head, _latencies(one), _figures(one), f"Bottleneck: {one.bottleneck}")
+        head = f"{plan.model} on {serving.devices_of(plan)}, {name} batches: {counts}"
+        ends = [f"{count:,} without an answer: {reason}" for reason, count in one.reasons.items()]
+        links = [_links(plan, one)] if one.links else []
+        parts: list[RenderableType] = [head, _latencies(one), _figures(one), _pools(plan, one), *links]
+        sections(to, *parts, *ends, f"Bottleneck: {one.bottleneck}")
         to.print()
     if sure:
         rows = [(key, number(v["mean"]), f"{number(v['low'])} to {number(v['high'])}") for key, v in sure.items()]
         to.print(table(("95 % confidence", "mean", "interval"), rows))
+
+
+def _pools(plan: ServingPlan, one: Report) -> Table:
+    """Return what each pool did with its time."""
+    rows = []
+    for pool in plan.pools:
+        shares = one.utilisation[pool.name]
+        where = f"{pool.devices} x {pool.hardware}" if pool.devices else f"those of {pool.shares_devices_of}"
+        used = (percent(shares[stage]) if stage in shares else MISSING for stage in (*STAGES, "idle"))
+        rows.append((pool.name, where, f"{pool.replicas:,}", *used))
+    return table(("time of pool", "devices", "workers", *STAGES, "idle"), rows, left=2)
+
+
+def _links(plan: ServingPlan, one: Report) -> Table:
+    """Return how busy each link was."""
+    rows = []
+    for link in plan.links:
+        name = f"{link.source} > {link.target}"
+        if name in one.links:
+            rate = f"{number(link.bandwidth_bytes_per_s * GB)} GB/s a {link.per}"
+            rows.append((name, link.kind, rate, percent(one.links[name])))
+    return table(("link", "medium", "rate", "busy"), rows, left=2)
 
 
 def _latencies(one: Report) -> Table:
@@ -177,8 +208,6 @@ def _figures(one: Report) -> Table:
     kept = [f"{name} {percent(share)}" for name, share in one.slo_attainment.items() if share is not None]
     if kept:
         grid.add_row("promises kept", f"{', '.join(kept)}; goodput {number(one.goodput_requests_per_s)} requests/s")
-    for pool, shares in one.utilisation.items():
-        grid.add_row(f"time of {pool}", ", ".join(f"{stage} {percent(share)}" for stage, share in shares.items()))
     caches = f"{percent(one.cached_prompt_share)} of prompt tokens, {percent(one.encoder_hit_share)} of pictures"
     grid.add_row("from caches", f"{caches}; {one.preemptions:,} preemptions")
     cost, energy = one.cost_per_request_usd, one.energy_per_token_j

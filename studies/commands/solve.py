@@ -13,12 +13,15 @@ from costmodel.query import Query
 from costmodel.solve import AT_LEAST, AT_MOST, BreakEven, Solution, break_even, check_target
 from costmodel.solve import solve as solve_for
 from costmodel.units import SECONDS_PER_HOUR
+from simulator.assembly import assumptions
 from studies import parse
+from studies.load import NO_LOAD, Load, asked
 from studies.options import FOR_PEOPLE, ONE_DEVICE, TEXT_PROMPT, Format, Prompt, Serving, Texts
 from studies.output import Answer, emit, note
 from studies.request import Request, check_encoder, describe, parallelism_of, serving_inputs
+from studies.serving import NOTHING_PROMISED, Promises
 from studies.tables import GB, number, seconds
-from studies.varied import VARIED, Varied, techniques_of, varied
+from studies.varied import LOADS, VARIED, Varied, techniques_of, varied
 
 INFEASIBLE = 3
 MOST_TOKENS = 1e6
@@ -28,7 +31,7 @@ SHOWN = ("ttft_s", "tpot_s", "total_s", "throughput_tokens_per_s", "energy_j", "
 
 def solve(
     model: str,
-    hardware: str,
+    hardware: str | None = None,
     /,
     *,
     vary: str = "",
@@ -37,6 +40,8 @@ def solve(
     metric: str = "total_s",
     prompt: Prompt = TEXT_PROMPT,
     serving: Serving = ONE_DEVICE,
+    load: Load = NO_LOAD,
+    promises: Promises = NOTHING_PROMISED,
     form: Format = FOR_PEOPLE,
 ) -> int:
     """Find what meets a target, or from where on a technique pays.
@@ -44,14 +49,15 @@ def solve(
     Parameters
     ----------
     model : str
-        A model, a config.json, a folder that holds one, or a hub id.
+        A model, a config.json, a folder that holds one, or a hub id; with --vary rate or gpus also a PLAN.toml.
     hardware : str
         A device, the path of a TOML file, or name:key=value,... for a what-if.
     vary : str
-        What may change: keep, kv-bits, frames, images, batch, bandwidth or price. Of keep it is the share that the
-        last technique keeps, or that of the visual tokens.
+        What may change: keep, kv-bits, frames, images, batch, bandwidth or price; rate, the load that a deployment
+        bears; gpus, how it scales. Of keep it is the share that the last technique keeps, or that of the visual tokens.
     target : tuple of str
-        A limit, such as ttft_s=0.5; at least for throughput_tokens_per_s and max_batch. Repeat for several.
+        A limit, such as ttft_s=0.5; at least for throughput_tokens_per_s and max_batch. Of a rate: ttft_s, tpot_s,
+        total_s, and attainment, the share of requests that must keep them. Repeat for several.
     break_even : str
         A technique, NAME or NAME:key=value,...: the fewest visual tokens from which on it pays; of a model without
         vision, text tokens.
@@ -63,8 +69,14 @@ def solve(
     int
         0, or 3 when nothing meets the target.
     """
+    if vary in LOADS and not break_even:
+        return _loaded(vary, (model, hardware), load, target, promises, prompt=prompt, options=serving, form=form)
+    if hardware is None:
+        raise ValueError("solve needs MODEL and HARDWARE; a PLAN.toml alone goes with --vary rate or gpus")
+    if load != NO_LOAD or promises != NOTHING_PROMISED:
+        raise ValueError("options of load and promises need requests that queue: --vary rate or gpus")
     if bool(vary) == bool(break_even):
-        known = f"--vary {', '.join(VARIED)}" if not vary else "one of --vary and --break-even"
+        known = f"--vary {', '.join((*VARIED, *LOADS))}" if not vary else "one of --vary and --break-even"
         raise ValueError(f"solve needs something to look for; give {known}" + (" or --break-even" if not vary else ""))
     request = Request.of(model, prompt, serving.output)
     inputs = serving_inputs(request, hardware, serving)
@@ -85,6 +97,34 @@ def solve(
     if found.value is not None:
         return 0
     note(f"no {vary} from {what.span.low:g} to {what.span.high:g} meets {' and '.join(target)}")
+    return INFEASIBLE
+
+
+def _loaded(
+    vary: str,
+    names: tuple[str, str | None],
+    load: Load,
+    target: Texts,
+    promises: Promises,
+    *,
+    prompt: Prompt,
+    options: Serving,
+    form: Format,
+) -> int:
+    """Answer what needs requests that queue."""
+    from studies.loaded import solve_gpus, solve_rate
+
+    if vary == "rate" and (load.rate is not None or load.times):
+        raise ValueError("--rate and --times go with --vary gpus; --vary rate tries the rates itself")
+    limits = dict(_limit(text) for text in target)
+    what = asked(names, load, targets=limits, promises=promises, prompt=prompt, options=options)
+    for said in assumptions(what.plan_at(1)) if names[1] is not None else ():
+        note(said)
+    answer, found = (solve_rate if vary == "rate" else solve_gpus)(what)
+    emit(answer, form)
+    if found:
+        return 0
+    note("no rate meets the target; see what one request alone takes with lvlm predict")
     return INFEASIBLE
 
 
