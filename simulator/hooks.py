@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from simulator.ordering import Queue
+from simulator.tape import Tape
+
 if TYPE_CHECKING:
     from simulator.worker import Worker
 
@@ -30,6 +33,17 @@ class Inbox:
         self.times_s = [*times_s, math.inf]
         self.position = 0
         self.next_s = self.times_s[0]
+
+    def take_in(self, now: float, queue: Queue, tape: Tape) -> None:
+        """Queue what has arrived by now."""
+        times, position = self.times_s, self.position
+        while times[position] <= now:
+            request = self.order[position]
+            queue.append(request)
+            tape.queue(request, times[position])
+            position += 1
+        self.position = position
+        self.next_s = times[position]
 
 
 class Hooks(Protocol):

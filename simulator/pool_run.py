@@ -124,13 +124,13 @@ class PoolRun:
 
     def waiting(self) -> float:
         """Return how many requests and items wait for its workers."""
-        return float(sum(worker.n_waiting + len(self.rooms[slot]) for slot, worker in enumerate(self.workers)))
+        return float(sum(worker.batch.n_waiting + len(self.rooms[slot]) for slot, worker in enumerate(self.workers)))
 
     def is_idle(self, slot: int) -> bool:
         """Return whether a worker has nothing left to do."""
         loads, worker = self.loads, self.workers[slot]
         has_work = loads.requests[slot] or loads.tokens[slot] or loads.image_tokens[slot]
-        return not (has_work or worker.holds_anything or len(self.rooms[slot]))
+        return not (has_work or worker.batch.holds_anything or len(self.rooms[slot]))
 
     def drain(self, slot: int) -> None:
         """Give a worker nothing more."""

@@ -85,6 +85,20 @@ class Sequences:
         return self.decode.size
 
     @property
+    def n_waiting(self) -> int:
+        """Requests and items that wait here, for blocks, embeddings, or to be encoded for others."""
+        waiting = len(self.queue) + len(self.handover.landed)
+        waiting += 0 if self.duty is None else len(self.duty.queue)
+        return waiting + (len(self.encoder.room) if isinstance(self.encoder, Received) else 0)
+
+    @property
+    def holds_anything(self) -> bool:
+        """Whether a request or an output is here."""
+        duty = self.duty is not None and (bool(self.duty.done) or self.duty.cache.referenced > 0)
+        held = self.running or self.handover.handed or self.handover.promised
+        return bool(self.n_waiting or held or duty or self.encoder.held)
+
+    @property
     def next_may_start(self) -> bool:
         """Whether the next arrival could be the next to start: nobody waits, or not in order of arrival."""
         return (not self.queue or self.key is not None) and len(self.running) < self.limits.max_sequences

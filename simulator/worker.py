@@ -15,7 +15,6 @@ from simulator.hooks import Hooks, Inbox
 from simulator.length import MOST_LEAP, SHORTEST_STEP_S, StepLength
 from simulator.limits import EVERYTHING, Limits
 from simulator.notes import Notes
-from simulator.received import Received
 from simulator.resolve import Resolved
 from simulator.service import Service
 from simulator.tape import Tape
@@ -149,22 +148,6 @@ class Worker:
             self._leaving[request] = then
             self.stir()
 
-    @property
-    def n_waiting(self) -> int:
-        """Requests and items that wait here."""
-        batch, encoder = self.batch, self.batch.encoder
-        queued = len(batch.queue) + len(batch.handover.landed)
-        queued += 0 if batch.duty is None else len(batch.duty.queue)
-        return queued + (len(encoder.room) if isinstance(encoder, Received) else 0)
-
-    @property
-    def holds_anything(self) -> bool:
-        """Whether a request or an output is here."""
-        batch = self.batch
-        duty = batch.duty is not None and (bool(batch.duty.done) or batch.duty.cache.referenced > 0)
-        held = batch.running or batch.handover.handed or batch.handover.promised
-        return bool(self.n_waiting or held or duty or batch.encoder.held)
-
     def straggle(self, slowness: float) -> None:
         """Take so many times as long, the rest of the step under way included."""
         before, self.slowness = self.pace, slowness
@@ -238,18 +221,6 @@ class Worker:
             self._flight = self.clock.at(float(ends[step]), self._end)
         length.ends = ends[: length.steps] if length.steps > 1 else None
 
-    def _take_in(self, now: float) -> None:
-        """Queue what has arrived since the last step began."""
-        inbox, tape, queue = self.inbox, self.tape, self.batch.queue
-        times, position = inbox.times_s, inbox.position
-        while times[position] <= now:
-            request = inbox.order[position]
-            queue.append(request)
-            tape.queue(request, times[position])
-            position += 1
-        inbox.position = position
-        inbox.next_s = times[position]
-
     def _wake(self, event: Moment) -> None:
         if event is self._flight:
             self._next(event.time_s)
@@ -260,7 +231,7 @@ class Worker:
         """Form the next step and start it, or fall idle."""
         batch = self.batch
         if self.inbox.next_s <= now:
-            self._take_in(now)
+            self.inbox.take_in(now, batch.queue, self.tape)
         if self._leaving:
             self._let_go()
         self._form()
@@ -307,11 +278,8 @@ class Worker:
         batch = self.batch
         held = batch.running or batch.queue or batch.handover.landed or (batch.duty is not None and batch.duty.queue)
         if held:
-            alone = batch.roles == EVERYTHING and batch.duty is None
-            if alone:
-                raise RuntimeError(
-                    f"worker {self.index} has {len(batch.running)} running requests and no step for them"
-                )
+            if batch.roles == EVERYTHING and batch.duty is None:
+                raise RuntimeError(f"worker {self.index} has {len(batch.running)} requests and no step for them")
             self._rest()
         elif len(self.rests) % 2:
             self.rests.append(self.clock.now)

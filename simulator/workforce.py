@@ -1,4 +1,4 @@
-"""The pools and workers of a plan, hired and seated."""
+"""The pools and workers of a plan, put together."""
 
 from __future__ import annotations
 

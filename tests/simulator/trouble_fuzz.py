@@ -9,6 +9,8 @@ from simulator.topology import Topology
 from tests.simulator.cluster_fuzz import clusters, moody
 from tests.simulator.fuzz import services, traffic
 
+FASTER = 100
+"""Times as fast as in other tests are links: hours on slow ones are millions of failures."""
 TIMES_S = (0.0, 0.003, 0.05, 0.4, 3.0)
 
 
@@ -72,7 +74,9 @@ def sharing(draw, plan):
 def troubled(draw):
     """Return a plan with troubles, its traffic and its service."""
     plan = draw(sharing(draw(clusters())))
-    faster = [link.model_copy(update={"bandwidth_bytes_per_s": 100 * link.bandwidth_bytes_per_s}) for link in plan.links]
+    faster = [
+        link.model_copy(update={"bandwidth_bytes_per_s": 100 * link.bandwidth_bytes_per_s}) for link in plan.links
+    ]
     plan = plan.model_copy(update={"links": tuple(faster)})  # hours on slow links are millions of failures
     shared = any(pool.shares_devices_of for pool in plan.pools)
     troubles = {"failures": draw(failures(plan)), "control": None if shared else draw(controls(plan))}
