@@ -35,6 +35,7 @@ class Batch(Sequences):
         self.ended_decoding = 0
         self._has_items = bool(resolved.item_start)
         self._from_others = duty is not None  # whether there may be anything
+        self._taken = 0  # blocks that decoding sequences took for this step, or for the steps of a leap so far
         self._may_fit_later = False  # whether the head of the queue fits once less of its prompt is cached
 
     # Forming a step
@@ -74,6 +75,7 @@ class Batch(Sequences):
         if decode.size:
             if need:
                 self.kv.take(need)
+            self._taken = need
             self.decodes = self.reserved = True
 
     def _pause(self, budget: int) -> int:
@@ -206,6 +208,12 @@ class Batch(Sequences):
             return 1
         return self.decode.steady_steps(self.kv.free + self.decode.new_blocks(), most)
 
+    def settle(self, steps: int) -> None:
+        """Take the blocks of so many steps of decoding alone, the first of which has its own."""
+        need = self.decode.blocks_of(steps)
+        self.kv.take(need - self._taken)
+        self._taken = need
+
     def close(self, steps: int) -> tuple[list[int], list[int]]:
         """Count the step (or steps of decoding alone) as done.
 
@@ -221,7 +229,7 @@ class Batch(Sequences):
         self.ended_decoding = 0
         if self.decodes:
             if steps > 1:
-                self.kv.take(decode.blocks_of(steps) - decode.new_blocks())
+                self.settle(steps)
             decode.advance(steps)
             ended = decode.ended()
             self.ended_decoding = len(ended)

@@ -1,11 +1,44 @@
-"""A device that workers of several pools share: who works at the same time gets an equal part of it."""
+"""How fast a worker is: a straggler is slower, and who shares a device gets an equal part of it while others work."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from simulator.worker import Worker
+class Paced:
+    """Something whose steps take longer than alone and healthy."""
+
+    def __init__(self) -> None:
+        self.slowness = 1.0  # a straggler takes this many times as long
+        self.turns = 1  # workers that take turns on its device now
+        self.device: SharedDevice | None = None
+
+    @property
+    def pace(self) -> float:
+        """How many times as long as alone and healthy its steps take."""
+        return self.slowness * self.turns
+
+    def retime(self, before: float) -> None:
+        """Let the rest of the step under way take longer, or less long, than at the pace before."""
+        raise NotImplementedError
+
+    def straggle(self, slowness: float) -> None:
+        """Take so many times as long, the rest of the step under way included."""
+        before, self.slowness = self.pace, slowness
+        self.retime(before)
+
+    def take_turns(self, turns: int) -> None:
+        """Be one of so many that work on the device, from now on."""
+        before, self.turns = self.pace, turns
+        self.retime(before)
+
+    def begin_turn(self) -> None:
+        """Work, beside others on the device."""
+        if self.device is not None:
+            self.device.enter(self)
+
+    def end_turn(self) -> None:
+        """Leave the device to others."""
+        if self.device is not None:
+            self.device.leave(self)
 
 
 class SharedDevice:
@@ -15,15 +48,15 @@ class SharedDevice:
     """
 
     def __init__(self) -> None:
-        self._active: dict[Worker, None] = {}
+        self._active: dict[Paced, None] = {}
 
-    def enter(self, worker: Worker) -> None:
+    def enter(self, worker: Paced) -> None:
         """Let a worker begin to work."""
         if worker not in self._active:
             self._active[worker] = None
             self._share_out()
 
-    def leave(self, worker: Worker) -> None:
+    def leave(self, worker: Paced) -> None:
         """Let a worker stop working."""
         if worker in self._active:
             del self._active[worker]

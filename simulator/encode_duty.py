@@ -29,8 +29,8 @@ class EncodeDuty:
     key : callable or None
         Order of the queue by item; None is first come, first served.
     urgent : callable
-        Returns the items that may start though their outputs have no room: those of the oldest request, on which others
-        wait.
+        Returns the items that may start though their outputs have no room: those of the request that
+        has held room longest, for which others may wait.
     """
 
     __slots__ = ("_coming", "batch", "budget", "cache", "done", "most_items", "queue", "resolved", "urgent")

@@ -104,8 +104,17 @@ class Flow:
         """Encode the pictures of a preempted request again."""
         journey = self.network.journeys[request]
         self.caches.drop(journey, Gone())  # who holds room elsewhere while it waits for room here could wait for ever
+        if worker is journey.decoder:  # it is computed anew where it decoded
+            journey.loaded, slot = self.network.place(worker)
+            journey.loaded.loads.give(slot, tokens=self.network.resolved.prompt_tokens[request])
         journey.decoder = None
         self.pictures.again(journey, worker)
+
+    def preempted(self, request: int, worker: Worker) -> None:
+        """Stop what has left layer by layer of a prompt that is computed again."""
+        journey = self.network.journeys[request]
+        if worker is journey.worker and journey.decoder is not None:
+            self.caches.drop_transfers(journey)
 
     def has_room(self, worker: Worker) -> None:
         """Offer room that a step may have made."""
@@ -123,6 +132,8 @@ class Flow:
     def ended(self, request: int, worker: Worker) -> None:
         """Take a request that has its last token."""
         journey = self.network.journeys.pop(request)
+        if journey.landed < journey.n_items:  # all that it needed of them was in the prefix cache
+            self.pictures.drop(journey)
         if journey.decoder is not None and worker is not journey.decoder:  # one token was all
             self.caches.drop_promise(journey)
             self.prompts.unload(journey, worker)

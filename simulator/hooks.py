@@ -61,6 +61,9 @@ class Hooks(Protocol):
     def needs_embeddings(self, request: int, worker: Worker) -> None:
         """Take a preempted request whose embeddings must come again."""
 
+    def preempted(self, request: int, worker: Worker) -> None:
+        """Take a preempted request of whose prompt chunks were told."""
+
     def chunk(self, request: int, tokens: int, worker: Worker) -> None:
         """Take note that a step starts which computes so many tokens of a request."""
 
@@ -82,7 +85,7 @@ class Alone:
     def prefilled(self, request: int, worker: Worker) -> None:
         """Nothing is handed over."""
 
-    encoded = needs_embeddings = prefilled
+    encoded = needs_embeddings = preempted = prefilled
 
     def chunk(self, request: int, tokens: int, worker: Worker) -> None:
         """Nothing is sent."""

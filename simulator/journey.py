@@ -39,6 +39,7 @@ class Journey:
         "preprocessor",
         "request",
         "status",
+        "told_bytes",
         "worker",
     )
 
@@ -58,6 +59,7 @@ class Journey:
         self.again = False  # whether it was preempted and its embeddings come again
         self.loaded: PoolRun | None = None  # whose loads count it
         self.left = self.parts = 0  # transfers of KV under way, and begun layer by layer
+        self.told_bytes = 0.0  # of its KV, what left layer by layer
         self.is_sent = False  # whether all of its KV is on its way
 
     @property

@@ -66,6 +66,7 @@ class KvFlow:
         n_bytes = run.service.kv_bytes(tokens) * (layers - 1) / layers
         journey.left += 1
         journey.parts += 1
+        journey.told_bytes += n_bytes
         wire = network.wire(run, network.place(journey.decoder)[0], slot)
         wire.send(("kv", request, journey.parts), n_bytes, lambda: self._landed(journey))
 
@@ -89,9 +90,8 @@ class KvFlow:
         (run, slot), into = network.place(source), network.place(target)[0]
         r = network.resolved
         costs = r.item_cost[r.first_item[request] : r.first_item[request + 1]]
-        n_bytes = run.service.kv_bytes(r.prompt_tokens[request], costs)
-        if source.layerwise:
-            n_bytes /= run.service.kv_layers
+        whole = run.service.kv_bytes(r.prompt_tokens[request], costs)
+        n_bytes = max(0.0, whole - journey.told_bytes)  # what was cached has not left either
         journey.left += 1
         journey.is_sent = True
         network.wire(run, into, slot).send(("kv", request, 0), n_bytes, lambda: self._landed(journey))
@@ -115,18 +115,25 @@ class KvFlow:
         if decoder is None:
             return
         target, to = network.place(decoder)
-        if journey.worker is not None:
-            run, slot = network.place(journey.worker)
-            for part in range(journey.parts + 1):
-                network.wire(run, target, slot).drop(("kv", request, part))
-        journey.left = 0
+        self.drop_transfers(journey)
         held = decoder.batch
-        joined = request in held.running or held.handover.holds(request)
+        joined = request in held.running or held.handover.holds(request) or request in held.queue
         if decoder.runs and joined and decoder is not journey.worker:
             target.loads.give(to, tokens=-network.resolved.prompt_tokens[request], requests=-1)
             decoder.abort(request, gone.wait())
         else:
             self.drop_promise(journey)
+
+    def drop_transfers(self, journey: Journey) -> None:
+        """Stop all transfers of a request's KV."""
+        network = self.network
+        if journey.worker is not None and journey.decoder is not None:
+            (run, slot), target = network.place(journey.worker), network.place(journey.decoder)[0]
+            if run is not target:
+                for part in range(journey.parts + 1):
+                    network.wire(run, target, slot).drop(("kv", journey.request, part))
+        journey.left = journey.parts = 0
+        journey.told_bytes = 0.0
 
     def drop_promise(self, journey: Journey) -> None:
         """Give back the room where a request would have decoded."""
@@ -135,6 +142,6 @@ class KvFlow:
         run, slot = self.network.place(decoder)
         run.loads.give(slot, tokens=-self.network.resolved.prompt_tokens[request], requests=-1)
         if not run.rooms[slot].drop(request) and decoder.runs and request in decoder.batch.handover.promised:
+            decoder.stir()  # what waits there may fit now
             decoder.batch.handover.break_promise(request)
             run.rooms[slot].offer()
-            decoder.stir()

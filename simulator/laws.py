@@ -63,7 +63,9 @@ def causality(trace: Trace) -> Iterator[str]:
     )
     for before, after in (pair for way in ways for pair in itertools.pairwise(way)):
         early = columns[after][done] < columns[before][done]
-        if early.any() and not (before == "encoded_s" and columns["preemptions"].any()):
+        if before == "encoded_s":  # what is cached, or was computed before preemption, needs no embeddings
+            early &= (columns["cached_tokens"][done] == 0) & (columns["preemptions"][done] == 0)
+        if early.any():
             yield f"causality: {int(early.sum())} requests have {after} before {before}"
     several = done & (trace.output_tokens > 1)
     if (columns["finish_s"][several] <= columns["first_token_s"][several]).any() and _takes_time(trace):
@@ -121,7 +123,7 @@ def never_idle(trace: Trace) -> Iterator[str]:
                     yield f"never idle: worker {i} is idle from {start_s[middle != 0][0]} s while a request waits"
             if len(steps["waiting"]):
                 idle = steps["start_s"][1:] > steps["end_s"][:-1]
-                idle &= ~np.isin(steps["start_s"][1:], rests[1::2]) & ~np.isin(steps["end_s"][:-1], rests[0::2])
+                idle &= ~np.isin(steps["end_s"][:-1], rests[::2])  # the rest may end before the gap: the client left
                 if steps["waiting"][:-1][idle].any():
                     yield f"never idle: worker {i} stops while it holds requests"
 

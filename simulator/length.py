@@ -102,7 +102,7 @@ class StepLength:
         steps, most = 1, self.most_leap
         if not batch.next_may_start:  # then the next arrival changes nothing
             next_s = math.inf
-        if leaps and most > 1 and not batch.preempted:  # after a preemption, the next step may admit somebody
+        if leaps and most > 1:
             if next_s - start_s < most * self._decode_s:
                 most = int((next_s - start_s) / self._decode_s) + 2
             if most >= LEAST_LEAP:

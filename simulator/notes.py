@@ -28,8 +28,9 @@ class Notes:
         self._rejoined: dict[int, float] = {}
         self._silent: dict[int, float] = {}  # preempted sequences -> time of their last token
 
-    def step(self, batch: Batch, now: float, *, start_s: float, steps: int, decoding: int, encode_s: float) -> None:
+    def step(self, batch: Batch, now: float, start_s: float, steps: int, encode_s: float) -> None:
         """Log a step, or a leap of several, as it was while it ran."""
+        decoding = batch.decode.size if batch.decodes else 0
         kv, chunks = batch.kv, batch.chunks
         tokens = 0
         for _, part, _ in chunks:

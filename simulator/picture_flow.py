@@ -26,7 +26,7 @@ class PictureFlow:
     def __init__(self, network: Network, prompts: PromptFlow) -> None:
         self.network = network
         self.prompts = prompts
-        self.encoding: dict[int, None] = {}  # requests with items that are not encoded, the oldest first
+        self.encoding: dict[int, None] = {}  # those that hold room though items are not encoded, who did first in front
 
     # Pixels
 
@@ -98,7 +98,6 @@ class PictureFlow:
             network.park(journey, self._submit)
             return
         r = network.resolved
-        self.encoding[request] = None
         loads = run.loads.seen(network.clock.now)
         items = range(r.first_item[request], r.first_item[request + 1])
         for item in items:
@@ -106,6 +105,8 @@ class PictureFlow:
             run.loads.give(slot, image_tokens=r.item_embeds[item])
             journey.at[item] = run.workers[slot]
             journey.status[item] = QUEUED
+        if journey.granted:
+            self._hold(journey)
         for item in items:
             journey.at[item].encode(item)
 
@@ -121,25 +122,37 @@ class PictureFlow:
         run.loads.give(slot, image_tokens=-network.resolved.item_embeds[item], requests=-1)
         journey.status[item] = DONE
         journey.encoded += 1
-        if journey.encoded == journey.n_items:
-            self._all_encoded(request)
+        if journey.encoded < journey.n_items:
+            self._hold(journey)
+        else:
+            self._let_next(request)
         if journey.granted:
             self._send(journey, item)
         elif journey.encoded == journey.n_items and not journey.early:
             self._bind_late(journey)
 
-    def _all_encoded(self, request: int) -> None:
-        """Let the next oldest request start beyond the room of outputs."""
-        oldest = next(iter(self.encoding))
+    def _hold(self, journey: Journey) -> None:
+        """Note that others may wait for room which a request holds until its last item is encoded."""
+        is_first = not self.encoding
+        self.encoding[journey.request] = None
+        if is_first:
+            self._hurry(journey)
+
+    def _let_next(self, request: int) -> None:
+        """Let the next one that holds room start beyond the room of outputs."""
+        is_first = next(iter(self.encoding), NONE) == request
         self.encoding.pop(request, None)
-        if oldest == request and self.encoding:
-            following = self.network.journeys[next(iter(self.encoding))]
-            for item, worker in following.at.items():
-                if following.status[item] == QUEUED:
-                    worker.wake()
+        if is_first and self.encoding:
+            self._hurry(self.network.journeys[next(iter(self.encoding))])
+
+    @staticmethod
+    def _hurry(journey: Journey) -> None:
+        for item, worker in journey.at.items():
+            if journey.status[item] == QUEUED:
+                worker.stir()
 
     def urgent(self) -> Sequence[int]:
-        """Return the items of the oldest request that is not encoded."""
+        """Return the items of the request that has held room longest before its last item is encoded."""
         oldest = next(iter(self.encoding), NONE)
         first = self.network.resolved.first_item
         return () if oldest == NONE else range(first[oldest], first[oldest + 1])
@@ -161,6 +174,8 @@ class PictureFlow:
 
     def _granted(self, journey: Journey, go_on: Callable[[Journey], None] | None) -> None:
         journey.granted = True
+        if journey.encoded < journey.n_items:
+            self._hold(journey)
         for item, status in list(journey.status.items()):
             if status == DONE:
                 self._send(journey, item)
@@ -223,7 +238,7 @@ class PictureFlow:
     def drop(self, journey: Journey) -> None:
         """Forget all items of a request, wherever they are."""
         network = self.network
-        self.encoding.pop(journey.request, None)
+        self._let_next(journey.request)
         for item, worker in journey.at.items():
             status, (run, slot) = journey.status[item], network.place(worker)
             if status == QUEUED:

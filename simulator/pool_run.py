@@ -102,7 +102,17 @@ class PoolRun:
         self.n_preprocess_workers = pool.preprocess_workers or service.preprocess_workers
         self.station = Station(clock, self.n_preprocess_workers, on_preprocessed) if pool.runs("preprocess") else None
         self.processed = ProcessorCache(pool.processor_cache_bytes)
-        self.token_s = 0.0  # of a prompt, for admission
+        self.token_s = self._token_s() if policies.admission == "ttft" else 0.0
+
+    def _token_s(self) -> float:
+        """Return the time of a prompt token, in a step that holds as much of the largest prompt as may be [s]."""
+        r = self.resolved
+        largest = max(range(len(r.prompt_tokens)), key=r.prompt_tokens.__getitem__, default=None)
+        if largest is None or not self.pool.runs("prefill"):
+            return 0.0
+        tokens = min(r.prompt_tokens[largest], self.limits.token_budget)
+        none = (0.0,) * len(self.service.rules)
+        return self.service.step_s([(0, tokens, r.prompts[largest])], 1, 0, none) / tokens
 
     def tasks(self, request: int) -> Sequence[float]:
         """Return what the CPU has to do for the pictures that the processor cache lacks [s]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -34,6 +35,11 @@ def mixed(value: int) -> int:
     return value ^ (value >> 31)
 
 
+def tokens(view: RequestView, loads: Loads) -> array[float]:
+    """Return what workers have by slot: tokens of prompts for a request, embeddings for a picture."""
+    return loads.tokens if view.content == NONE else loads.image_tokens
+
+
 @dataclass(frozen=True, slots=True)
 class RoundRobin:
     """Workers in turn."""
@@ -55,12 +61,11 @@ class LeastRequests:
 
 @dataclass(frozen=True, slots=True)
 class LeastTokens:
-    """The worker with the fewest prompt tokens, pictures included, the first of equals."""
+    """The worker with the fewest prompt tokens, pictures included, or embeddings; the first of equals."""
 
     def route(self, view: RequestView, loads: Loads) -> int:
         """Return the slot of a worker."""
-        del view
-        return loads.least(loads.tokens)
+        return loads.least(tokens(view, loads))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ class PrefixAware:
 
     def route(self, view: RequestView, loads: Loads) -> int:
         """Return the slot of a worker."""
-        least = loads.least(loads.tokens)
+        least = loads.least(tokens(view, loads))
         holder = view.prefix_slot
         if holder == NONE or holder not in loads.open or view.prefix_tokens < PREFIX_SHARE * view.prompt_tokens:
             return least

@@ -10,7 +10,7 @@ import numpy as np
 from simulator.batch import Batch
 from simulator.batching import BatchPolicy
 from simulator.clock import Clock, Moment
-from simulator.device import SharedDevice
+from simulator.device import Paced
 from simulator.hooks import Hooks, Inbox
 from simulator.length import MOST_LEAP, SHORTEST_STEP_S, StepLength
 from simulator.limits import EVERYTHING, Limits
@@ -20,7 +20,7 @@ from simulator.service import Service
 from simulator.tape import Tape
 
 
-class Worker:
+class Worker(Paced):
     """One replica of the model, which runs some of encoder, prefill and decode.
 
     Parameters
@@ -67,6 +67,7 @@ class Worker:
         layerwise: bool = False,
         plain: bool = False,
     ) -> None:
+        super().__init__()
         self.clock = clock
         self.index = index
         self.resolved = resolved
@@ -81,18 +82,14 @@ class Worker:
         self.batch = build()
         self._plain = plain
         self.notes = Notes(tape)
-        self.slowness = 1.0  # a straggler takes this many times as long
-        self.turns = 1  # workers that take turns on its device now
-        self.device: SharedDevice | None = None
         self.runs = True  # not crashed, and not switched off
         self.rests: list[float] = []  # when it stopped though something waited, and when it went on [s]
-        self._flight: Moment | None = None
+        self._flight: Moment | None
         self._start_s = 0.0
         self._works = False  # whether a step is under way
         self._leaving: dict[int, Callable[[], None]] = {}  # requests that are taken out when the step ends
         self.inbox = inbox or Inbox([], [])
-        if self.inbox.order:
-            self._flight = clock.at(self.inbox.next_s, self._wake)
+        self._sleep()
 
     # Arrivals
 
@@ -126,6 +123,14 @@ class Worker:
         self.batch.land(request, self.resolved.output_tokens[request] - 1)
         self.stir()
 
+    def room(self) -> float:
+        """Return the blocks for requests that are computed elsewhere; where they are those of decoding, a leap ends."""
+        if not self.runs:
+            return -1.0
+        if self.batch.roles.prefills:
+            self._cut(self.clock.now)
+        return self.batch.handover.unpromised
+
     def stir(self) -> None:
         """Look again at what there is to do: now if idle, else when the step under way ends."""
         if self._flight is None:
@@ -142,33 +147,13 @@ class Worker:
         """Take a request out, now or when the step under way ends, and then go on."""
         if self._flight is None or request in self.batch.handover.handed or request not in self.batch.running:
             self._take_out(request)
-            self.stir()
+            self.hooks.has_room(self)
             then()
         else:
             self._leaving[request] = then
-            self.stir()
+        self.stir()
 
-    def straggle(self, slowness: float) -> None:
-        """Take so many times as long, the rest of the step under way included."""
-        before, self.slowness = self.pace, slowness
-        self._retime(before)
-
-    def share(self, device: SharedDevice) -> None:
-        """Take turns with others from now on."""
-        self.device = device
-        self.length.most_leap = 1
-
-    def take_turns(self, turns: int) -> None:
-        """Be one of so many that work on the device, from now on."""
-        before, self.turns = self.pace, turns
-        self._retime(before)
-
-    @property
-    def pace(self) -> float:
-        """How many times as long as alone and healthy its steps take."""
-        return self.slowness * self.turns
-
-    def _retime(self, before: float) -> None:
+    def retime(self, before: float) -> None:
         """Let the rest of the step under way take longer, or less long, than at the pace before."""
         after, now, length = self.pace, self.clock.now, self.length
         if not self._works or before == after:
@@ -190,8 +175,7 @@ class Worker:
             self._note_step(self.clock.now)
         self._flight = self.length.ends = None
         self.runs = self._works = False
-        if self.device is not None:
-            self.device.leave(self)
+        self.end_turn()
         self.notes.forget_all()
         self.empty()
         self._rest()
@@ -210,7 +194,7 @@ class Worker:
         self.runs = True
 
     def _cut(self, now: float) -> None:
-        """End a leap with the step that is under way."""
+        """End a leap with the step that is under way, which has its blocks from now on."""
         length = self.length
         ends = length.ends
         if ends is None:
@@ -219,6 +203,7 @@ class Worker:
         if step < length.steps - 1:
             length.steps = step + 1
             self._flight = self.clock.at(float(ends[step]), self._end)
+        self.batch.settle(length.steps)
         length.ends = ends[: length.steps] if length.steps > 1 else None
 
     def _wake(self, event: Moment) -> None:
@@ -234,20 +219,24 @@ class Worker:
             self.inbox.take_in(now, batch.queue, self.tape)
         if self._leaving:
             self._let_go()
-        self._form()
+            self.hooks.has_room(self)
+        once = self._form(now)
         encodes = batch.duty is not None and bool(batch.duty.done)
         if not batch.chunks and not batch.decodes and not encodes:
             self._fall_idle()
+            if once:
+                self.hooks.has_room(self)
             return
         if len(self.rests) % 2:
             self.rests.append(now)
-        if self.device is not None:
-            self.device.enter(self)
+        self.begin_turn()
         self._start_s = now
         self.notes.started(batch, now)
         pace = self.pace
         length = self.length
-        end = length.until(batch, now, self.inbox.next_s, encodes=encodes, leaps=pace == 1.0)
+        end = length.until(
+            batch, now, self.inbox.next_s, encodes=encodes, leaps=pace == 1.0 and not (once or self.device)
+        )
         if pace != 1.0:
             end = now + (end - now) * pace
             length.encode_s *= pace
@@ -257,21 +246,31 @@ class Worker:
             for request, (_, tokens, _) in zip(batch.owners, batch.chunks, strict=True):
                 self.hooks.chunk(request, tokens, self)
 
-    def _form(self) -> None:
-        """Form a step; those who are preempted for it may leave so much room that there is more to do."""
-        batch, policy = self.batch, self.policy
+    def _form(self, now: float) -> bool:
+        """Fill in the next step, and return whether somebody was preempted: then it is no leap.
+
+        The step after it may admit what fits now, and others are offered it when this one ends.
+        """
+        batch, policy, notes = self.batch, self.policy, self.notes
         batch.form(policy.decide(batch))
-        if batch.handover.joined:
-            self.notes.joined(batch, self.clock.now)
+        if batch.handover.joined:  # first: who joins may be preempted in the same step
+            notes.joined(batch, now)
+        preempted = bool(batch.preempted)
         while batch.preempted:
-            self.notes.preempted(batch)
-            for request in batch.returned:
-                self.hooks.needs_embeddings(request, self)
+            notes.preempted(batch)
+            self._tell_preempted()
             if batch.chunks or batch.decodes:
                 break
             batch.form(policy.decide(batch))
             if batch.handover.joined:
-                self.notes.joined(batch, self.clock.now)
+                notes.joined(batch, now)
+        return preempted
+
+    def _tell_preempted(self) -> None:
+        for request in self.batch.preempted if self.layerwise else ():
+            self.hooks.preempted(request, self)
+        for request in self.batch.returned:
+            self.hooks.needs_embeddings(request, self)
 
     def _fall_idle(self) -> None:
         """Wait for the next arrival; what is here waits for another worker, or there is nothing."""
@@ -283,10 +282,12 @@ class Worker:
             self._rest()
         elif len(self.rests) % 2:
             self.rests.append(self.clock.now)
-        if self.device is not None:
-            self.device.leave(self)
-        known = self.inbox.next_s < math.inf
-        self._flight = self.clock.at(self.inbox.next_s, self._wake) if known else None
+        self.end_turn()
+        self._sleep()
+
+    def _sleep(self) -> None:
+        next_s = self.inbox.next_s
+        self._flight = self.clock.at(next_s, self._wake) if next_s < math.inf else None
 
     def _rest(self) -> None:
         if not len(self.rests) % 2:
@@ -304,6 +305,7 @@ class Worker:
         ended, begun = batch.close(length.steps)
         if decoding:
             self.notes.gaps(batch, now, length.ends, decoding, paused)
+            length.ends = None
         if begun:
             self.notes.begun(batch, now, begun)
         for request in ended:
@@ -318,11 +320,7 @@ class Worker:
             self._next(now)
 
     def _note_step(self, now: float) -> None:
-        batch, length = self.batch, self.length
-        decoding = batch.decode.size if batch.decodes else 0
-        self.notes.step(
-            batch, now, start_s=self._start_s, steps=length.steps, decoding=decoding, encode_s=length.encode_s
-        )
+        self.notes.step(self.batch, now, self._start_s, self.length.steps, self.length.encode_s)
 
     def _tell(self) -> None:
         """Tell others what this step has brought them, and let go of who leaves."""

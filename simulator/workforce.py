@@ -22,7 +22,7 @@ from simulator.request import Requests
 from simulator.resolve import Resolved, resolve
 from simulator.service import Service
 from simulator.serving_plan import ServingPlan
-from simulator.topology import Pool, encoders_for_others
+from simulator.topology import encoders_for_others
 from simulator.transfer import Room
 from simulator.worker import Worker
 
@@ -113,7 +113,7 @@ class Workforce:
             tape=network.tape,
             hooks=self.alone or self.flow,
             build=partial(self._batch, run),
-            leaps=self.leaps and not self._is_filled(run),
+            leaps=self.leaps,
             inbox=inbox,
             layerwise=layerwise and not pool.runs("decode"),
             plain=self.alone is not None,
@@ -121,20 +121,11 @@ class Workforce:
         self.workers.append(worker)
         network.places.append((run, len(run.workers)))
         run.workers.append(worker)
-        run.rooms.append(Room(lambda: worker.batch.handover.unpromised if worker.runs else -1))
+        run.rooms.append(Room(worker.room))
         if run.shifts[len(run.workers) - 1] == OFF:
             run.loads.close(len(run.workers) - 1)
             worker.runs = False
         return worker
-
-    def _is_filled(self, run: PoolRun) -> bool:
-        """Return whether others take blocks at any time that its own sequences may need."""
-        pool, links = run.pool, self.network.plan.links
-        receives = any(link.target == pool.name and not self._by_name(link.source).runs("decode") for link in links)
-        return receives and pool.runs("prefill") and pool.runs("decode")
-
-    def _by_name(self, name: str) -> Pool:
-        return self.network.plan.topology.pool(name)
 
     def share_devices(self) -> None:
         """Let workers of pools on the same devices take turns."""
@@ -142,9 +133,7 @@ class Workforce:
         for guest in self.network.pools:
             if guest.pool.shares_devices_of is not None:
                 for one, other in zip(by_name[guest.pool.shares_devices_of].workers, guest.workers, strict=True):
-                    device = one.device or SharedDevice()
-                    one.share(device)
-                    other.share(device)
+                    one.device = other.device = one.device or SharedDevice()
 
     def _batch(self, run: PoolRun) -> Batch:
         """Return an empty batch of a pool's worker."""
