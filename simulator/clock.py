@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappush
+from heapq import heappop, heappush
 from typing import Any, Final
 
 import simpy
@@ -18,19 +18,18 @@ class Moment(Event):
 
     Parameters
     ----------
-    env : Clock
     time_s : float
         When [s].
     call : callable
         Takes the moment.
     """
 
-    def __init__(self, env: Clock, time_s: float, call: Callable[[Moment], Any]) -> None:
-        self.env = env
+    _ok = True  # as SimPy asks of events that have happened
+    _value = None
+
+    def __init__(self, time_s: float, call: Callable[[Moment], Any]) -> None:
         self.callbacks = [call]
         self.time_s = time_s
-        self._value = None
-        self._ok = True
 
 
 class Clock(simpy.Environment):
@@ -39,6 +38,8 @@ class Clock(simpy.Environment):
     `timeout(delay)` adds the delay to the present, which rounds; steps that are summed beforehand must end at exactly
     the sums.
     """
+
+    now: float = 0.0  # a plain value is read quicker than SimPy's property
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,8 +52,24 @@ class Clock(simpy.Environment):
 
     def at(self, time_s: float, call: Callable[[Moment], Any], priority: int = NORMAL) -> Moment:
         """Call a function at a time [s] and return the event."""
-        moment = Moment(self, time_s, call)
+        moment = Moment(time_s, call)
         queue: list[Any] = self._queue
         heappush(queue, (time_s, priority, next(self._eid), moment))
         self.n_events += 1
         return moment
+
+    def run(self, until: float | Event | None = None) -> object:
+        """Let everything happen, as in SimPy; moments, which cannot fail, without what failures need."""
+        if until is not None:
+            raise ValueError(f"until={until} must be None: a run goes on until nothing is left to happen")
+        queue: list[Any] = self._queue
+        while queue:
+            if type(queue[0][3]) is not Moment:
+                self.now = queue[0][0]
+                self.step()
+                continue
+            self.now, _, _, moment = heappop(queue)
+            self._now = self.now
+            (call,), moment.callbacks = moment.callbacks, None
+            call(moment)
+        return None

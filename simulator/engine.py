@@ -12,6 +12,7 @@ from simulator.background import Background
 from simulator.clock import FIRST, Clock
 from simulator.control import Controller
 from simulator.cpu import ahead
+from simulator.express import Express
 from simulator.failures import Failures
 from simulator.flow import TOO_LONG, Flow
 from simulator.hooks import Alone, Inbox
@@ -99,7 +100,7 @@ class Simulation:
     """One run: arrivals, and the pools that they go through, on one clock.
 
     Where no arrival depends on an answer and one pool does everything, what happens before its workers is known
-    beforehand and needs no events.
+    beforehand and needs no events, but for the choice of a worker that depends on the others.
     """
 
     def __init__(
@@ -126,15 +127,23 @@ class Simulation:
         self.first_ones = iter(np.flatnonzero(requests.after < 0).tolist())  # those that wait for nobody, in order
         self.conversation, self.unfinished = _conversations(requests)
         self.is_open = not requests.concurrency and not self.followers
-        self.plain = self.is_open and bool(np.isinf(requests.patience_s).all()) and _is_plain(plan)
+        self.patient = bool(np.isinf(requests.patience_s).all())
+        self.plain = self.is_open and self.patient and _is_plain(plan)
         self.network = Network(self.clock, plan, self.runs, resolved=self.resolved, tape=self.tape)
         self.flow = Flow(self.network, self._ended)
-        workforce = Workforce(self.flow, leaps=leaps, alone=Alone(self._ended) if self.plain else None)
+        inboxes: list[Inbox] = []
+        alone: Alone | None = None
+        if self.plain:
+            order, times_s = self._ready_ahead(first)
+            if first.pool.replicas == 1 or plan.policies.router == "round-robin":
+                alone, inboxes = Alone(self._ended), self._dealt(order, times_s)
+            else:
+                alone = Express(self.network, self._ended, first, order=order, times_s=times_s)
+        workforce = Workforce(self.flow, leaps=leaps, alone=alone)
         self.workers = workforce.workers
-        inbox = self._ready_ahead(first) if self.plain else None
         for run in self.runs:
-            for _ in run.shifts:
-                workforce.add(run, inbox)
+            for slot in range(len(run.shifts)):
+                workforce.add(run, inboxes[slot] if inboxes else None)
         workforce.share_devices()
         background = Background(self.clock, lambda: self.n_ended == len(requests))
         self.failures = Failures(plan.failures, self.flow, background, seed)
@@ -163,8 +172,8 @@ class Simulation:
 
     # Arrivals that are known
 
-    def _ready_ahead(self, run: PoolRun) -> Inbox:
-        """Return all requests in the order in which they reach the worker, and when [s]."""
+    def _ready_ahead(self, run: PoolRun) -> tuple[list[int], list[float]]:
+        """Return all requests in the order in which they are ready for workers, and when [s]."""
         requests, tape = self.requests, self.tape
         tape.times["arrival_s"][:] = requests.arrival_s
         tokens = np.array(self.resolved.most_tokens, dtype=np.int64)
@@ -174,7 +183,7 @@ class Simulation:
             self.n_ended += 1
         order, times = np.flatnonzero(fits).tolist(), (requests.arrival_s[fits] + self.service.request_s).tolist()
         if not self.resolved.preprocess_s.any() or run.station is None:
-            return Inbox(order, times)
+            return order, times
         tasks = [run.tasks(request) for request in order]
         for request, some in zip(order, tasks, strict=True):
             if some:
@@ -182,7 +191,17 @@ class Simulation:
                 tape.preprocess_s[request] = sum(some)
         run.station.busy_s = float(sum(sum(some) for some in tasks))
         done, rank = ahead(times, tasks, run.station.servers)
-        return Inbox([order[i] for i in rank], [done[i] for i in rank])
+        return [order[i] for i in rank], [done[i] for i in rank]
+
+    def _dealt(self, order: list[int], times_s: list[float]) -> list[Inbox]:
+        """Return the inboxes of workers that take requests in turn, as `simulator.routing.RoundRobin` does."""
+        n = self.runs[0].pool.replicas
+        if n == 1:
+            return [Inbox(order, times_s)]
+        place = np.array(order, dtype=np.int64) % n
+        self.tape.counts["worker"][order] = place
+        mine = [np.flatnonzero(place == slot).tolist() for slot in range(n)]
+        return [Inbox([order[i] for i in some], [times_s[i] for i in some]) for some in mine]
 
     # Arrivals on the clock
 
@@ -205,8 +224,7 @@ class Simulation:
 
     def _arrive(self, request: int) -> None:
         """Take in a request that the host has handed over."""
-        patience = float(self.requests.patience_s[request])
-        if patience < np.inf:
+        if not self.patient and (patience := float(self.requests.patience_s[request])) < np.inf:
             end_s = max(self.clock.now, self.tape.arrival_s[request] + patience)
             self.clock.at(end_s, lambda _: self.flow.leave(request, State.CANCELLED, LEFT))
         self.flow.arrive(request)
@@ -276,10 +294,15 @@ class Simulation:
 
 
 def _is_plain(plan: ServingPlan) -> bool:
-    """Return whether one worker does everything, and nothing happens to it."""
+    """Return whether each worker does everything, and nothing happens to one."""
     pools = plan.pools
-    alone = len(pools) == 1 and set(pools[0].stages) == set(STAGES) and pools[0].replicas == 1
-    return alone and plan.policies.admission == "all" and not plan.failures and plan.control is None
+    return (
+        len(pools) == 1
+        and set(pools[0].stages) == set(STAGES)
+        and plan.policies.admission == "all"
+        and not plan.failures
+        and plan.control is None
+    )
 
 
 def _followers(requests: Requests) -> dict[int, list[int]]:

@@ -24,8 +24,7 @@ class KvFlow:
 
     def leaves(self, journey: Journey) -> bool:
         """Return whether a request decodes elsewhere than in the pool of its prompt."""
-        longest = self.network.resolved.requests.max_output_tokens[journey.request]
-        return not journey.front.pool.runs("decode") and bool(longest > 1)
+        return not journey.front.pool.runs("decode") and self.network.most_output[journey.request] > 1
 
     def _pool(self, request: int) -> PoolRun:
         return lightest([run for run in self.network.decoders if run.holds(request, answer=True)])

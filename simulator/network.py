@@ -33,6 +33,9 @@ class Network:
     ) -> None:
         self.clock, self.plan, self.pools = clock, plan, pools
         self.resolved, self.tape = resolved, tape
+        requests = resolved.requests  # as lists, which are read quicker one by one
+        self.parent, self.priority = requests.parent.tolist(), requests.priority.tolist()
+        self.most_output: list[int] = requests.max_output_tokens.tolist()
         self.journeys: dict[int, Journey] = {}
         self.places: list[tuple[PoolRun, int]] = []  # by worker, its pool and slot
         self.wires: dict[tuple[str, str, int], Wire] = {}
@@ -103,8 +106,7 @@ class Network:
 
     def view(self, request: int, run: PoolRun) -> RequestView:
         """Return what a policy may see of a request."""
-        requests, first = self.resolved.requests, self.resolved.first_item
-        parent = int(requests.parent[request])
+        first, parent = self.resolved.first_item, self.parent[request]
         slot, tokens = NONE, 0
         if parent >= 0:
             place = self.places[self.tape.worker[parent]]
@@ -114,9 +116,9 @@ class Network:
             index=request,
             arrival_s=self.tape.arrival_s[request],
             prompt_tokens=self.resolved.prompt_tokens[request],
-            max_output_tokens=int(requests.max_output_tokens[request]),
+            max_output_tokens=self.most_output[request],
             n_items=first[request + 1] - first[request],
-            priority=int(requests.priority[request]),
+            priority=self.priority[request],
             prefix_slot=slot,
             prefix_tokens=tokens,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from costmodel.base import Array
 from simulator.batch import Batch
-from simulator.steplog import StepLog
+from simulator.steplog import ROW, StepLog
 from simulator.tape import Tape
 
 
@@ -35,8 +35,8 @@ class Notes:
         tokens = 0
         for _, part, _ in chunks:
             tokens += part
-        self.log.rows.extend(
-            (
+        self.log.rows.frombytes(
+            ROW.pack(
                 start_s,
                 now,
                 steps,
@@ -68,7 +68,7 @@ class Notes:
         for last, sequences in groups:
             log.gap(first - last, int(sequences))
         if ends is not None:
-            log.gaps(ends[1:] - ends[:-1], decoding)
+            log.gaps(ends, decoding)
         self._groups = [[now, left], kept] if paused else [[now, left]]
 
     def started(self, batch: Batch, now: float) -> None:

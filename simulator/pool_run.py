@@ -103,6 +103,8 @@ class PoolRun:
         self.station = Station(clock, self.n_preprocess_workers, on_preprocessed) if pool.runs("preprocess") else None
         self.processed = ProcessorCache(pool.processor_cache_bytes)
         self.token_s = self._token_s() if policies.admission == "ttft" else 0.0
+        self._fits: dict[bool, list[bool]] = {}
+        self._pixel_bytes: dict[int, float] = {}  # by identity of what an item costs, of which there are few
 
     def _token_s(self) -> float:
         """Return the time of a prompt token, in a step that holds as much of the largest prompt as may be [s]."""
@@ -116,9 +118,12 @@ class PoolRun:
 
     def tasks(self, request: int) -> Sequence[float]:
         """Return what the CPU has to do for the pictures that the processor cache lacks [s]."""
-        resolved, tasks = self.resolved, list[float]()
+        resolved, tasks, known = self.resolved, list[float](), self._pixel_bytes
         for item in range(resolved.first_item[request], resolved.first_item[request + 1]):
-            n_bytes = self.service.pixel_bytes(resolved.item_cost[item])
+            cost = resolved.item_cost[item]
+            n_bytes = known.get(id(cost))
+            if n_bytes is None:
+                n_bytes = known[id(cost)] = self.service.pixel_bytes(cost)
             if not self.processed.use(resolved.item_content[item], n_bytes):
                 tasks.append(resolved.item_preprocess_s[item])
         if not any(tasks):
@@ -189,12 +194,23 @@ class PoolRun:
 
     def holds(self, request: int, *, answer: bool) -> bool:
         """Return whether a request fits into a worker's cache: its prompt, and the longest answer with it."""
-        resolved, tokens = self.resolved, self.resolved.prompt_tokens[request]
-        blocks = resolved.prefill_blocks(request, tokens) if self.pool.runs("prefill") else 0
-        if answer:
-            tokens += int(resolved.requests.max_output_tokens[request])
-            blocks = max(blocks, resolved.blocks(request, tokens))
-        return blocks <= self.limits.kv_blocks
+        return self._held(answer=answer)[request]
+
+    def _held(self, *, answer: bool) -> list[bool]:
+        """Return, by request, whether it fits; worked out for all of them when it is asked first."""
+        found = self._fits.get(answer)
+        if found is None:
+            resolved, run = self.resolved, range(len(self.resolved.prompt_tokens))
+            most = resolved.requests.max_output_tokens.tolist()
+            prompt, limit = resolved.prompt_tokens, self.limits.kv_blocks
+            found = [True] * len(prompt)
+            if self.pool.runs("prefill"):
+                found = [resolved.prefill_blocks(request, prompt[request]) <= limit for request in run]
+            if answer:
+                fit = (resolved.blocks(request, prompt[request] + most[request]) <= limit for request in run)
+                found = [one and other for one, other in zip(found, fit, strict=True)]
+            self._fits[answer] = found
+        return found
 
     def pressure(self) -> float:
         """Return the mean tokens and embeddings a worker that takes work has; infinite if none does."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -259,8 +259,7 @@ class Items:
         return Items(np.arange(n + 1) * each, zero, np.arange(total), zero, (media,))
 
 
-@dataclass(frozen=True, slots=True)
-class RequestView:
+class RequestView(NamedTuple):
     """What a policy may see of a request, or of one of its pictures: never how long its answer will be.
 
     Parameters
@@ -281,7 +280,7 @@ class RequestView:
         Worker of this pool that has the start of its prompt, or -1, and how much of it.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     arrival_s: float
     prompt_tokens: int
     max_output_tokens: int

@@ -84,6 +84,8 @@ class Resolved:
 
     def leaves(self) -> dict[int, Node]:
         """Return the ends of the prefixes that requests share, for one cache; see `simulator.prefix`."""
+        if not self.shared_tokens.any():  # as nearly always; every worker asks
+            return {}
         prompt = np.array(self.prompt_tokens, dtype=np.int64)
         return leaves_of(self.requests, prompt, self.shared_tokens, self.block_tokens)
 

@@ -85,6 +85,7 @@ class StepService:
         self.shares_prefixes = not self.cross and _keeps_everything(query)
         self._is_plain = not (self.cross or self.asking.techniques)
         self._encoded: dict[tuple[int, ...], tuple[float, Sequence[MediaCost]]] = {}
+        self._embedding_bytes: dict[int, tuple[float, MediaCost]] = {}
 
     @staticmethod
     def of(plan: ServingPlan) -> StepService:
@@ -261,6 +262,14 @@ class StepService:
 
     def embedding_bytes(self, cost: MediaCost) -> float:
         """Return what leaves the encoder for an item: with DeepStack several vectors a token [bytes]."""
+        found = self._embedding_bytes.get(id(cost))
+        if found is None:
+            if len(self._embedding_bytes) >= MOST_REMEMBERED:
+                self._embedding_bytes.clear()
+            found = self._embedding_bytes[id(cost)] = self._embeddings(cost), cost  # kept, so that its id stays its own
+        return found[0]
+
+    def _embeddings(self, cost: MediaCost) -> float:
         spec, query = self.model.query.model, self.items.query(cost)
         outputs = 1 if spec.adapter is None else spec.adapter.outputs
         vectors = float(query.visual_tokens) * outputs + float(query.media.cross_tokens)

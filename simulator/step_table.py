@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Final
 
 import numpy as np
@@ -21,22 +22,18 @@ ALWAYS_ONE: Final = frozenset({0, 4})
 class _Parts:
     """Parts of the table that depend on the same sums."""
 
-    __slots__ = ("indices", "parts", "values")
+    __slots__ = ("parts", "pick", "values")
 
     def __init__(self, indices: tuple[int, ...], parts: list[LeanGroup | LeanChunk]) -> None:
-        self.indices = indices
+        self.pick = itemgetter(*indices)
         self.parts = parts
         self.values: dict[float | tuple[float, ...], float] = {}
 
-    def total_s(self, sums: list[float]) -> float:
-        """Return their time [s]."""
-        indices = self.indices
-        key = sums[indices[0]] if len(indices) == 1 else tuple([sums[i] for i in indices])
-        value = self.values.get(key)
-        if value is None:
-            if len(self.values) >= MOST_REMEMBERED:
-                self.values.clear()
-            value = self.values[key] = sum([part.total_s(sums) for part in self.parts])
+    def work_out(self, sums: list[float]) -> float:
+        """Return their time, which is remembered [s]."""
+        if len(self.values) >= MOST_REMEMBERED:
+            self.values.clear()
+        value = self.values[self.pick(sums)] = sum([part.total_s(sums) for part in self.parts])
         return value
 
 
@@ -112,7 +109,8 @@ class StepTable:
             return float(self.model.table.total_s(np.array(sums, dtype=float)[:, None])[0])
         time_s = 0.0
         for parts in self._parts:
-            time_s += parts.total_s(sums)
+            value = parts.values.get(parts.pick(sums))
+            time_s += parts.work_out(sums) if value is None else value
         if decoding:
             for attention in self._attention:
                 time_s += attention.total_s(sums, decoding)

@@ -199,7 +199,7 @@ class Worker(Paced):
         ends = length.ends
         if ends is None:
             return
-        step = int(np.searchsorted(ends, now))
+        step = int(ends.searchsorted(now))
         if step < length.steps - 1:
             length.steps = step + 1
             self._flight = self.clock.at(float(ends[step]), self._end)

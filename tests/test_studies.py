@@ -16,7 +16,7 @@ from costmodel import evaluate, load_engine, load_hardware, load_model
 from costmodel.query import build_query
 from studies.frontiers import codesign, common, hybrid_compression, relaxed_verification, streaming_state
 from studies.paper import figure4
-from studies.validation import preprocess, simulator_speed, speed
+from studies.validation import cluster_speed, preprocess, simulator_speed, speed
 
 
 def test_figure4_puts_every_stage_on_the_papers_side_of_the_ridge(tmp_path, monkeypatch, capsys):
@@ -67,6 +67,24 @@ def test_simulator_speed_prints_every_figure(monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["leaps"]["events_leaping"] <= found["leaps"]["events_stepping"] / 10
     assert found["leaps"]["equal_bit_by_bit"] == 1.0
+
+
+def test_cluster_speed_prints_every_figure(monkeypatch, capsys):
+    for name, value in {
+        "WORKERS": 3,
+        "PER_WORKER": 20,
+        "RUNS": 1,
+        "RUNS_ALONE": 1,
+        "N_PICTURES": 30,
+        "N_BURST": 30,
+    }.items():
+        monkeypatch.setattr(cluster_speed, name, value)
+    cluster_speed.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(found) == 1 + len(cluster_speed.ROUTERS) + len(cluster_speed.CPU_WORKERS)
+    assert all(figures["events_per_request"] > 1 for figures in found.values())
+    one, many = (found[f"1 encode : 3 prefill+decode, {name}"] for name in cluster_speed.CPU_WORKERS)
+    assert one["requests_per_s"] < many["requests_per_s"]
 
 
 # The four frontiers

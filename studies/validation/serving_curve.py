@@ -18,6 +18,8 @@ OVERLOAD: Final = 1.1
 """A run is overloaded where more than this many times what it finished was offered; plateaus are means over such."""
 TTFT_LIMIT_MS: Final = 20_000.0
 """The blog's promise for the 99th percentile of TTFT."""
+TPOT_LIMIT_MS: Final = 100.0
+"""And for that of TPOT."""
 
 
 class CurvePoint(Frozen):
@@ -71,6 +73,21 @@ def last_passing_rate(points: Iterable[CurvePoint], images: int) -> float:
     passed = 0.0
     for rate, value in curve:
         if value > TTFT_LIMIT_MS:
+            break
+        passed = rate
+    return passed
+
+
+def goodput_rate(points: Iterable[CurvePoint]) -> float:
+    """Return the highest offered rate up to which one curve keeps both promises of the blog; 0 if none does."""
+    limits = {TTFT: TTFT_LIMIT_MS, TPOT: TPOT_LIMIT_MS}
+    held: dict[float, bool] = {}
+    for point in points:
+        if point.metric in limits:
+            held[point.offered_rps] = held.get(point.offered_rps, True) and point.value <= limits[point.metric]
+    passed = 0.0
+    for rate in sorted(held):
+        if not held[rate]:
             break
         passed = rate
     return passed

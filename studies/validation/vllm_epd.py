@@ -14,19 +14,20 @@ import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 
-from costmodel import Image, load_engine
+from costmodel import Image, load_engine, load_hardware
 from costmodel.base import Array
 from costmodel.engine import EngineProfile
 from costmodel.step import StepModel
-from simulator import Pool, ServingPlan, report, simulate
-from simulator.request import Items, Requests, requests_of
-from simulator.service import Service
+from simulator import Pool, ServingPlan
+from simulator.report import Spread
+from simulator.request import Ints, Items, Requests, requests_of
 from simulator.step_service import StepService
 from simulator.traffic import arrival_times
+from studies.validation.encoder_apart import EncoderApart, EncodesOnly, Instance, LoadsEmbeddings, Times
 from studies.validation.one_server import Lockstep, OneServer
 from studies.validation.serving_curve import THROUGHPUT, TPOT, TTFT, CurvePoint, measured_points
 
@@ -41,6 +42,13 @@ PROMPTS: Final = 1000
 RANKS: Final = 4
 RANK_TOKENS: Final = 2048
 """Tokens of a rank's step: vLLM's default of an API server on an A100."""
+LANGUAGE: Final = 3
+"""Instances of prefill and decode beside one that encodes."""
+MOST_SEQUENCES, ENCODER_TOKENS = 64, 114_688
+"""`--max-num-seqs` of all instances and `--max-num-batched-tokens` of the encoder's, in the script with which an author
+of the blog tries to reproduce it (`epd_test_num.sh`, vLLM issue 31961)."""
+DEAL_SEED: Final = (0, 2)
+"""The proxy draws instances of prefill and decode with Python's `random.choice`, unseeded."""
 IMAGES: Final = (1, 2, 3, 4)
 TEXTS: Final = (400, 800, 2000)
 RATES: Final = tuple(range(4, 25))
@@ -53,38 +61,105 @@ STEP: Final = 0.03
 MOST_CALLS: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """How a request of so many pictures is served.
+class Deployment(Protocol):
+    """How requests of so many pictures are served."""
 
-    Parameters
-    ----------
-    plan : ServingPlan
-    service : Service
-        Times of its workers.
-    """
-
-    plan: ServingPlan
-    service: Service
+    def served(self, requests: Requests) -> Times:
+        """Return when requests had their tokens."""
 
 
 Topology: TypeAlias = Callable[[int, EngineProfile], Deployment]
 """From pictures of a request and an engine to a deployment."""
 
 
-def dp4(n_images: int, engine: EngineProfile) -> Deployment:
+def dp4(n_images: int, engine: EngineProfile) -> Instance:
     """Return four ranks that step together, behind one API server."""
     pool = Pool(hardware=HARDWARE, engine=ENGINE, long_prefill_tokens=RANK_TOKENS)
-    return Deployment(ServingPlan(model=MODEL, pools=(pool,)), Lockstep(_rank(engine), n_images, RANKS))
+    return Instance(ServingPlan(model=MODEL, pools=(pool,)), Lockstep(_rank(engine), n_images, RANKS))
 
 
-def independent4(n_images: int, engine: EngineProfile) -> Deployment:
+def independent4(n_images: int, engine: EngineProfile) -> Instance:
     """Return four ranks that do not wait for each other, dealt out in turn, behind one API server."""
     pool = Pool(hardware=HARDWARE, engine=ENGINE, workers=RANKS)
-    return Deployment(ServingPlan(model=MODEL, pools=(pool,)), OneServer(_rank(engine), n_images))
+    return Instance(ServingPlan(model=MODEL, pools=(pool,)), OneServer(_rank(engine), n_images))
 
 
-TOPOLOGIES: Final[Mapping[str, Topology]] = {"DP4": dp4}
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where embeddings lie between instances, whose steps wait for copies to and from it.
+
+    Parameters
+    ----------
+    put_bytes_per_s, get_bytes_per_s : float
+        How fast they go in and out, beside the copy between device and host [bytes/s].
+    """
+
+    put_bytes_per_s: float
+    get_bytes_per_s: float
+
+
+STORAGES: Final[Mapping[str, Storage]] = {
+    "file": Storage(0.87e9, 7.5e9),
+    "host memory": Storage(float("inf"), float("inf")),
+    "Mooncake over TCP": Storage(694 * 2.0**20, 912 * 2.0**20),
+}
+"""A file, as the connector of that release writes it: `embedding_file.txt`, measured on a machine of ours; no time but
+that of the link; and the store that was measured with a later connector (vLLM pull request 47302)."""
+
+
+def one_encoder(
+    n_images: int,
+    engine: EngineProfile,
+    *,
+    storage: Storage = STORAGES["file"],
+    encoder_answers: bool = True,
+    deal: Callable[[int], Ints] | None = None,
+) -> EncoderApart:
+    """Return an encoder's instance and three of prefill and decode, each with its server, behind a proxy.
+
+    Parameters
+    ----------
+    n_images : int
+        Pictures of every request.
+    engine : EngineProfile
+    storage : Storage
+    encoder_answers : bool
+        Whether the encoder's server spends on a picture what a request costs for one token of its answer, or all of
+        what a request costs.
+    deal : callable, optional
+        Which instance takes each of so many requests; the proxy draws at random.
+    """
+    rank = _rank(engine)
+    n_bytes = rank.embedding_bytes(rank.media(PICTURE, n_images))
+    answer_s = engine.request_host_s / OUTPUT_TOKENS if encoder_answers else engine.request_host_s
+    coder = _rank(engine.model_copy(update={"request_host_s": answer_s}))
+    link_s = n_bytes / _host_link_bytes_per_s()
+    put_s, get_s = link_s + n_bytes / storage.put_bytes_per_s, link_s + n_bytes / storage.get_bytes_per_s
+    encodes = EncodesOnly(coder, step_host_s=engine.step_host_s, copy_s=put_s)
+    loads = LoadsEmbeddings(rank, n_images, copy_s=get_s)
+    return EncoderApart(
+        Instance(_one(ENCODER_TOKENS), encodes),
+        Instance(_one(), loads),
+        deal or drawn,
+    )
+
+
+def drawn(n: int) -> Ints:
+    """Return the instance of each request, drawn."""
+    return np.random.default_rng(DEAL_SEED).integers(LANGUAGE, size=n)
+
+
+def _one(token_budget: int | None = None) -> ServingPlan:
+    pool = Pool(hardware=HARDWARE, engine=ENGINE, max_batch=MOST_SEQUENCES, token_budget=token_budget)
+    return ServingPlan(model=MODEL, pools=(pool,))
+
+
+def _host_link_bytes_per_s() -> float:
+    """Return how fast a device and its host copy [bytes/s]."""
+    return next(link for link in load_hardware(HARDWARE).links if link.topology == "host").bandwidth_bytes_per_s
+
+
+TOPOLOGIES: Final[Mapping[str, Topology]] = {"DP4": dp4, "1E3PD": one_encoder}
 
 
 def _rank(engine: EngineProfile) -> StepService:
@@ -103,11 +178,16 @@ def traffic(text_tokens: int, n_images: int, rate: float, *, n: int = PROMPTS, s
 
 def predict_run(deployment: Deployment, requests: Requests) -> dict[str, float]:
     """Return every metric of a run."""
-    found = report(simulate(deployment.plan, requests, service=deployment.service))
-    ttft_s, tpot_s = found.ttft_s.p99, found.tpot_s.p99
-    if ttft_s is None or tpot_s is None:
+    times = deployment.served(requests)
+    done = ~np.isnan(times.finish_s)
+    if not done.any():
         raise RuntimeError("no request of the run has finished; the deployment takes none")
-    return {THROUGHPUT: found.throughput_requests_per_s, TTFT: 1e3 * ttft_s, TPOT: 1e3 * tpot_s}
+    ttft = Spread.of((times.first_token_s - times.arrival_s)[done])
+    gaps = requests.output_tokens[done] - 1
+    tpot = Spread.of((times.finish_s - times.first_token_s)[done] / gaps)
+    span_s = float(np.nanmax(times.finish_s) - times.arrival_s.min())
+    values = {THROUGHPUT: done.sum() / span_s, TTFT: 1e3 * (ttft.p99 or 0.0), TPOT: 1e3 * (tpot.p99 or 0.0)}
+    return {name: float(value) for name, value in values.items()}
 
 
 def predict_curves(

@@ -15,6 +15,7 @@ from costmodel.base import Array
 from costmodel.engine import EngineProfile
 from studies import figures
 from studies.scatter import COLOURS
+from studies.validation.one_encoder_report import section
 from studies.validation.report import markdown
 from studies.validation.serving_curve import (
     METRICS,
@@ -89,11 +90,6 @@ and leaves p99 TPOT nearly three times as far off (second table). Throughput doe
   they do not.
 - **p99 TPOT at the knee** of 3 and 4 pictures peaks above the prediction (last table).
 - Noise: one run a point; neighbouring points differ by up to 20 % in p99 TPOT and 10 % in throughput.
-
-## Predictions
-
-`vllm_epd_predictions.csv` holds the data-parallel part with 400, 800 and 2,000 tokens of text, from the constants above
-and nothing else. The topology with an encoder of its own needs several pools.
 """
 
 
@@ -109,6 +105,7 @@ def write_report() -> None:
         "independent ranks, fitted": predicted_beside(points, independent4, fitted_engine(*INDEPENDENT_FIT)),
     }
     parts = [HEAD, _plateaus(points, found), _errors(points, others), _drain(points, found), READING]
+    parts.append(section(engine))
     REPORT.write_text("\n".join([*parts, _all(points, found)]), encoding="utf-8")
     figures.save(_figure(points, dp4, engine), FIGURE)
     print(f"wrote {REPORT} and {FIGURE}")

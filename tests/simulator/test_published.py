@@ -9,18 +9,34 @@ from costmodel import Image, load_engine
 from simulator import Pool, ServingPlan, check, simulate
 from simulator.request import Items, requests_of
 from simulator.service import Capacity, LinearService
+from simulator.topology import Link
 from studies.validation import nvidia_ttft
+from studies.validation.encoder_apart import EncoderApart, EncodesOnly, Instance, LoadsEmbeddings
 from studies.validation.one_server import Lockstep, OneServer
-from studies.validation.serving_curve import OVERLOAD, THROUGHPUT, TPOT, TTFT, CurvePoint, measured_points, plateau
+from studies.validation.serving_curve import (
+    OVERLOAD,
+    THROUGHPUT,
+    TPOT,
+    TTFT,
+    CurvePoint,
+    goodput_rate,
+    measured_points,
+    plateau,
+)
 from studies.validation.vllm_epd import (
     IMAGES,
+    LANGUAGE,
     MODEL,
+    PICTURE,
     PREDICTIONS,
     PROMPTS,
     RANKS,
+    TOPOLOGIES,
     dp4,
+    drawn,
     fitted_engine,
     independent4,
+    one_encoder,
     predict_curves,
     predict_run,
     traffic,
@@ -162,13 +178,14 @@ def test_predictions_are_those_of_the_engine_file():
     for line in PREDICTIONS.read_text(encoding="utf-8").splitlines()[1:]:
         text, images, topology, rate, metric, value = line.split(",")
         held[int(text), int(images), topology, float(rate), metric] = float(value)
-    assert len(held) == 3 * 4 * 21 * 3
+    assert len(held) == 2 * 3 * 4 * 21 * 3
     for point in predict_curves(texts=(800,), images=(2,), rates=(6, 20)):
         assert held[(*point.run, point.metric)] == pytest.approx(point.value, rel=1e-4)
 
 
-def test_longer_texts_never_finish_more():
-    curves = predict_curves(images=(4,), rates=(6, 24))
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_longer_texts_never_finish_more(topology):
+    curves = predict_curves({topology: TOPOLOGIES[topology]}, images=(4,), rates=(6, 24))
     by_text = {(p.text_tokens, p.offered_rps, p.metric): p.value for p in curves}
     for rate in (6, 24):
         for metric, sign in ((THROUGHPUT, -1), (TTFT, 1), (TPOT, 1)):
@@ -185,6 +202,97 @@ def test_the_published_curve_is_what_the_plan_serves():
     assert {p.images for p in over} == set(IMAGES)
     assert dp4(1, ENGINE).plan.model == MODEL
     assert dp4(1, ENGINE).service.capacity.max_sequences == RANKS * 256
+
+
+@pytest.mark.parametrize(("n_images", "rate"), [(1, 23), (4, 6)])
+def test_goodput_of_the_published_curve_is_the_published_one(n_images, rate):
+    points = [point for point in measured_points() if point.images == n_images]
+    assert goodput_rate(points) == rate
+
+
+# An encoder of its own
+
+
+HERE = ServingPlan(model="any", pools=(Pool(hardware="any"),))
+WHOLE = LinearService(step_base_s=2e-3, token_s=1e-4, key_s=1e-7, patch_s=2e-4, pixel_s=4e-7, request_s=0.01)
+NO_SERVER = LinearService(step_base_s=2e-3, token_s=1e-4, key_s=1e-7)
+
+
+def some_traffic(n_images, rate, n=300):
+    arrival_s = np.cumsum(np.random.default_rng(5).exponential(1 / rate, n))
+    items = Items.same(n, n_images, Image(280, 280))
+    return requests_of(arrival_s, np.full(n, 50), np.full(n, 20), items=items)
+
+
+def test_instances_one_by_one_are_the_cluster_without_a_second_server():
+    requests = some_traffic(1, 30.0)
+    coder = LinearService(patch_s=WHOLE.patch_s, pixel_s=WHOLE.pixel_s)
+    apart = EncoderApart(
+        Instance(HERE, EncodesOnly(coder, step_host_s=0.0, copy_s=0.0)),
+        Instance(HERE, LoadsEmbeddings(NO_SERVER, 1, copy_s=0.0)),
+        lambda n: np.arange(n) % 3,
+    )
+    pools = (
+        Pool(name="e", stages=("preprocess", "encode"), hardware="any"),
+        Pool(name="pd", stages=("prefill", "decode"), hardware="any", workers=3),
+    )
+    links = (Link.model_validate({"from": "e", "to": "pd", "bandwidth_bytes_per_s": 1e30}),)
+    plan = ServingPlan(model="any", pools=pools, links=links)
+    trace = simulate(plan, requests, service={"e": coder, "pd": NO_SERVER})
+    check(trace)
+    times = apart.served(requests)
+    assert times.first_token_s == pytest.approx(trace.columns["first_token_s"])
+    assert times.finish_s == pytest.approx(trace.columns["finish_s"])
+    assert (trace.columns["first_token_s"] - trace.columns["arrival_s"]).max() > 0.2  # some had to wait
+
+
+def test_a_request_alone_takes_what_stands_on_its_way():
+    encodes = EncodesOnly(WHOLE, step_host_s=1e-3, copy_s=5e-3)
+    loads = LoadsEmbeddings(WHOLE, 1, copy_s=3e-3)
+    apart = EncoderApart(Instance(HERE, encodes), Instance(HERE, loads), lambda n: np.zeros(n, int))
+    requests = some_traffic(1, 0.01, n=1)
+    times = apart.served(requests)
+    cost = WHOLE.media(Image(280, 280), 1)
+    server_s = WHOLE.preprocess_s(Image(280, 280), cost) + WHOLE.request_s
+    prompt_s = WHOLE.step_s([(0, 50 + TOKENS, None)], 1, 0, [0.0])
+    expected = 2 * server_s + (1e-3 + WHOLE.encode_s([cost]) + 5e-3) + (3e-3 + prompt_s)
+    assert times.first_token_s - times.arrival_s == pytest.approx(expected)
+
+
+def test_the_encoder_saturates_at_its_own_time_a_picture():
+    n_images, deployment = 4, one_encoder(4, ENGINE)
+    cost = deployment.encoder.service.media(PICTURE, 1)
+    picture_s = deployment.encoder.service.encode_s([cost])
+    found = predict_run(deployment, traffic(400, n_images, 24.0))
+    assert found[THROUGHPUT] == pytest.approx(1 / (n_images * picture_s), rel=0.05)
+    slower = one_encoder(n_images, ENGINE, encoder_answers=False)
+    assert predict_run(slower, traffic(400, n_images, 24.0))[THROUGHPUT] < 0.6 * found[THROUGHPUT]
+
+
+def test_the_proxy_uses_all_instances_about_equally():
+    counts = np.bincount(drawn(PROMPTS), minlength=LANGUAGE)
+    assert len(counts) == LANGUAGE
+    assert counts.min() > 0.8 * PROMPTS / LANGUAGE
+
+
+def test_decode_is_steadier_where_nobody_encodes():
+    requests = traffic(400, 3, 8.0)
+    together, apart = (predict_run(topology(3, ENGINE), requests) for topology in (dp4, one_encoder))
+    assert apart[TPOT] < 0.6 * together[TPOT]
+    assert apart[THROUGHPUT] == pytest.approx(together[THROUGHPUT], rel=0.02)
+
+
+def test_pictures_of_many_sizes_are_refused():
+    requests = some_traffic(2, 1.0, n=2)
+    items = Items(np.array([0, 1, 3]), np.zeros(3, int), np.arange(3), np.zeros(3, int), requests.media)
+    mixed = requests_of(requests.arrival_s, requests.text_tokens, requests.output_tokens, items=items)
+    apart = EncoderApart(
+        Instance(HERE, EncodesOnly(WHOLE, step_host_s=0.0, copy_s=0.0)),
+        Instance(HERE, LoadsEmbeddings(WHOLE, 1, copy_s=0.0)),
+        lambda n: np.zeros(n, int),
+    )
+    with pytest.raises(ValueError, match="must be one size, in equal numbers"):
+        apart.served(mixed)
 
 
 # NVIDIA's attribution of TTFT

@@ -1,0 +1,63 @@
+"""The short way: a pool that does everything for requests of which nothing depends on another; a choice and a queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from simulator.clock import FIRST, Moment
+from simulator.hooks import Alone
+from simulator.network import Network
+from simulator.pool_run import PoolRun
+from simulator.worker import Worker
+
+
+class Express(Alone):
+    """Arrivals and ends of such a pool; what `simulator.flow.Flow` does for it.
+
+    Parameters
+    ----------
+    network : Network
+        Whose clock, tape and views it uses.
+    on_end : callable
+        Called with each request that has ended.
+    run : PoolRun
+        The pool.
+    order, times_s : sequence
+        Requests that fit, and when each is ready for a worker [s].
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        on_end: Callable[[int], None],
+        run: PoolRun,
+        *,
+        order: Sequence[int],
+        times_s: Sequence[float],
+    ) -> None:
+        super().__init__(on_end)
+        self.clock, self.tape, self.view = network.clock, network.tape, network.view
+        self.run, self.prompt_tokens = run, run.resolved.prompt_tokens
+        self.order, self.times_s = order, times_s
+        self._place = 0  # of the next arrival
+        if order:
+            self.clock.at(times_s[0], self._arrive, FIRST)
+
+    def _arrive(self, event: Moment) -> None:
+        """Give the next request to a worker."""
+        place = self._place
+        request = self.order[place]
+        self._place = place = place + 1
+        if place < len(self.order):
+            self.clock.at(self.times_s[place], self._arrive, FIRST)
+        run = self.run
+        loads = run.loads
+        slot = run.router.route(self.view(request, run), loads.seen(event.time_s))
+        loads.give(slot, tokens=self.prompt_tokens[request])
+        self.tape.worker[request] = slot
+        run.workers[slot].enqueue(request)
+
+    def ended(self, request: int, worker: Worker) -> None:
+        """Take a request that has its last token."""
+        self.run.loads.give(worker.index, tokens=-self.prompt_tokens[request], requests=-1)
+        self.on_end(request)
