@@ -57,6 +57,8 @@ class Flow:
             self._end(request, State.REJECTED, NOT_ADMITTED)
             return
         journey = network.journeys[request] = Journey(request, front)
+        front.coming[0] += 1
+        front.coming[1] += network.resolved.prompt_tokens[request]
         if media:
             self.pictures.begin(journey)
         else:
@@ -75,14 +77,16 @@ class Flow:
         return front.holds(request, answer=False) and any(run.holds(request, answer=True) for run in decoders)
 
     def _admits(self, front: PoolRun) -> bool:
-        """Return whether a request is taken, by what routers see."""
+        """Return whether a request is taken, by what routers see and what is on its way to the pool."""
         policies, loads = self.network.plan.policies, front.loads.seen(self.network.clock.now)
         limit, slo = policies.admission_limit, self.network.plan.slo
         if policies.admission == "queue":
-            return limit is None or loads.requests[loads.least(loads.requests)] < limit
+            there = loads.requests[loads.least(loads.requests)] + front.coming[0] / len(front.loads.open)
+            return limit is None or there < limit
         if limit is None:
             limit = slo.ttft_s if slo and slo.ttft_s else float("inf")
-        return loads.tokens[loads.least(loads.tokens)] * front.token_s <= limit
+        tokens = loads.tokens[loads.least(loads.tokens)] + front.coming[1] / len(front.loads.open)
+        return tokens * front.token_s <= limit
 
     # What workers tell
 
@@ -180,6 +184,7 @@ class Flow:
         self.pictures.drop_pixels(journey)
         self.pictures.drop(journey)
         self.caches.drop(journey, gone)
+        self.prompts.arrived(journey)
         worker = journey.worker
         if worker is not None:
             self.prompts.unload(journey, worker)

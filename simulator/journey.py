@@ -24,6 +24,7 @@ class Journey:
     __slots__ = (
         "again",
         "at",
+        "comes",
         "decoder",
         "early",
         "encoded",
@@ -57,6 +58,7 @@ class Journey:
         self.granted = False  # whether that has room for its embeddings
         self.enqueued = False
         self.again = False  # whether it was preempted and its embeddings come again
+        self.comes = True  # whether the worker of its prompt is still to be chosen
         self.loaded: PoolRun | None = None  # whose loads count it
         self.left = self.parts = 0  # transfers of KV under way, and begun layer by layer
         self.told_bytes = 0.0  # of its KV, what left layer by layer

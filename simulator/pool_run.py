@@ -102,6 +102,7 @@ class PoolRun:
         self.n_preprocess_workers = pool.preprocess_workers or service.preprocess_workers
         self.station = Station(clock, self.n_preprocess_workers, on_preprocessed) if pool.runs("preprocess") else None
         self.processed = ProcessorCache(pool.processor_cache_bytes)
+        self.coming = [0, 0]  # requests on their way to a worker of this pool, and tokens of their prompts
         self.token_s = self._token_s() if policies.admission == "ttft" else 0.0
         self._fits: dict[bool, list[bool]] = {}
         self._pixel_bytes: dict[int, float] = {}  # by identity of what an item costs, of which there are few

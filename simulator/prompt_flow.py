@@ -30,6 +30,7 @@ class PromptFlow:
             return True
         if not front.loads.open:
             return False
+        self.arrived(journey)
         slot = 0
         if len(front.workers) > 1:
             view = network.view(journey.request, front)
@@ -39,6 +40,13 @@ class PromptFlow:
         journey.worker = front.workers[slot]
         network.tape.worker[journey.request] = journey.worker.index
         return True
+
+    def arrived(self, journey: Journey) -> None:
+        """Count a request no longer as on its way to the pool of its prompt."""
+        if journey.comes:
+            journey.comes = False
+            journey.front.coming[0] -= 1
+            journey.front.coming[1] -= self.network.resolved.prompt_tokens[journey.request]
 
     def place(self, journey: Journey) -> None:
         """Choose who computes the prompt, and queue it there."""

@@ -67,10 +67,8 @@ class Sweep:
 
     @property
     def goodput_last_pass(self) -> float | None:
-        """Highest rate that passes with all tried rates below it; None where the lowest does not [requests/s]."""
-        first = self.goodput_first_violation
-        passing = [one.rate_per_s for one in self.tried if first is None or one.rate_per_s < first]
-        return max(passing, default=None)
+        """Highest tried rate that passes; None where none does [requests/s]."""
+        return max((one.rate_per_s for one in self.tried if one.passes), default=None)
 
     @property
     def goodput_first_violation(self) -> float | None:
@@ -78,11 +76,11 @@ class Sweep:
         return min((one.rate_per_s for one in self.tried if not one.passes), default=None)
 
     @property
-    def passes_again_at(self) -> float | None:
-        """Highest rate that passes although a lower one fails; None where there is none [requests/s]."""
+    def goodput_steady(self) -> float | None:
+        """Highest rate that passes with all tried rates below it; None where the lowest does not [requests/s]."""
         first = self.goodput_first_violation
-        again = [one.rate_per_s for one in self.tried if one.passes and first is not None and one.rate_per_s > first]
-        return max(again, default=None)
+        passing = [one.rate_per_s for one in self.tried if first is None or one.rate_per_s < first]
+        return max(passing, default=None)
 
     @property
     def saturation_per_s(self) -> float:

@@ -198,7 +198,8 @@ def _waiting(trace: Trace, one: PoolTrace) -> tuple[float, str]:
     steps = {key: np.concatenate([each[key] for each in trace.steps_of(one)]) for key in trace.steps[0]}
     span = steps["end_s"] - steps["start_s"]
     if one.pool.runs("encode") and not one.pool.runs("prefill"):
-        return _share(float(span.sum()), trace.span_s * len(one.workers)), "work waits for it to be free"
+        busy = _share(float(span.sum()), trace.paid_s(one))
+        return busy if busy >= BUSY else 0.0, "work waits for it to be free"
     limits = one.limits
     full = steps["running"] >= FULL * limits.max_sequences
     blocks = steps["kv_used_blocks"] >= FULL * limits.kv_blocks

@@ -26,11 +26,11 @@ def solve_rate(what: Asked) -> tuple[Answer, bool]:
     found = sweep(what.runs(), attained=what.attained, tolerance=what.load.tolerance)
     values: dict[str, Any] = {
         "vary": "rate",
-        "value": found.goodput_last_pass,
+        "value": found.goodput_steady,
         "unit": "requests/s",
         "goodput_last_pass": found.goodput_last_pass,
         "goodput_first_violation": found.goodput_first_violation,
-        "passes_again_at": found.passes_again_at,
+        "goodput_steady": found.goodput_steady,
         "saturation_requests_per_s": found.saturation_per_s,
         "knee_requests_per_s": found.knee_per_s,
         "alone_s": found.alone_s,
@@ -38,7 +38,7 @@ def solve_rate(what: Asked) -> tuple[Answer, bool]:
     }
     answer = Answer("solve", what.inputs, values, lambda: values["tried"], lambda to: _show_rate(to, what, found))
     _remark(found)
-    return answer, found.goodput_last_pass is not None
+    return answer, found.goodput_steady is not None
 
 
 def _tried(one: Tried) -> dict[str, Any]:
@@ -53,10 +53,11 @@ def _tried(one: Tried) -> dict[str, Any]:
 def _remark(found: Sweep) -> None:
     if found.goodput_first_violation is None:
         note("every rate keeps its promises: the run is too short to be overloaded; raise --requests")
-    elif (found.goodput_last_pass or 0.0) > found.saturation_per_s:
+    elif (found.goodput_steady or 0.0) > found.saturation_per_s:
         note("rates above saturation keep their promises, so short is the run; raise --requests")
-    if found.passes_again_at is not None:
-        note(f"{number(found.passes_again_at)} requests/s pass although fewer fail; more --requests make this steadier")
+    last, first = found.goodput_last_pass, found.goodput_first_violation
+    if last is not None and first is not None and last > first:
+        note(f"{number(last)} requests/s pass although {number(first)} fail; more --requests make this steadier")
 
 
 def _head(what: Asked, plan: ServingPlan) -> str:
@@ -69,7 +70,7 @@ def _head(what: Asked, plan: ServingPlan) -> str:
 def _show_rate(to: Console, what: Asked, found: Sweep) -> None:
     rows = [_cells(one) for one in found.tried]
     columns = ("requests/s", "kept", "finished/s", "TTFT mean", "TTFT p99", "TPOT p99", "end to end")
-    last, first, knee = found.goodput_last_pass, found.goodput_first_violation, found.knee_per_s
+    last, first, knee = found.goodput_steady, found.goodput_first_violation, found.knee_per_s
     kept = "no rate keeps the promises" if last is None else f"promises are kept up to {number(last)} requests/s"
     broken = "" if first is None else f", and first broken at {number(first)}"
     bend = (
@@ -99,7 +100,7 @@ def solve_gpus(what: Asked) -> tuple[Answer, bool]:
     """Return how the deployment scales, and whether the target is met at all."""
     rate, searched = what.load.rate, what.load.rate is None
     if rate is None:
-        rate = sweep(what.runs(), attained=what.attained, tolerance=what.load.tolerance).goodput_last_pass
+        rate = sweep(what.runs(), attained=what.attained, tolerance=what.load.tolerance).goodput_steady
     elif not 0 < rate < math.inf:
         raise ValueError(f"--rate {rate} must be a positive number of requests a second")
     base, devices = rate, _devices(what)

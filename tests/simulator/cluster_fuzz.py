@@ -60,6 +60,7 @@ def clusters(draw):
             max_batch=draw(st.sampled_from([None, 1, 4])),
             encode_items=draw(st.sampled_from([None, 1, 3])),
             encoder_budget_tokens=draw(st.sampled_from([None, 500])),
+            encoder_cache_tokens=draw(st.sampled_from([None, None, 1])),
             preprocess_by=draw(st.sampled_from(["request", "item"])),
             long_prefill_tokens=draw(st.sampled_from([0, 64])),
         )
@@ -75,7 +76,7 @@ def clusters(draw):
         encode_order=draw(st.sampled_from(["fcfs", "shortest"])),
         prefix_caching=draw(st.booleans()),
         signal_age_s=draw(st.sampled_from([0.0, 0.5])),
-        admission=draw(st.sampled_from(["all", "all", "queue"])),
+        admission=draw(st.sampled_from(["all", "all", "queue", "ttft"])),
         admission_limit=30.0,
     )
     return ServingPlan(model="any", pools=pools, links=links, policies=policies)

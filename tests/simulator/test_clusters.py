@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from costmodel.units import CHANNELS, PIXEL_BYTES
+from simulator.request import State
 from simulator.trace import same
 from tests.simulator.clusters import FAST, asked, cluster, pictures, pool, run, serve, service
 
@@ -324,3 +325,14 @@ def test_what_was_cached_goes_with_the_last_layer():
     trace = serve(plan, requests, service(step_base_s=STEP_S, kv_layers=4))
     assert trace.columns["cached_tokens"].tolist() == [0, 40]
     assert trace.links[0].sent_bytes == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("admission", ["queue", "ttft"])
+def test_admission_counts_requests_that_are_still_at_encoders(admission):
+    """Forty pictures come at once, and encoding takes longest: a limit of two lets in two, not all of them."""
+    policies = {"admission": admission, "admission_limit": 2.0 if admission == "queue" else 1e-9}
+    plan = cluster(pool("preprocess+encode"), pool("prefill+decode"), policies=policies)
+    requests = asked([10] * 40, [2] * 40, items=pictures([1] * 40, [50] * 40))
+    trace = serve(plan, requests, service(patch_s=1.0, token_s=0.01))
+    assert (trace.columns["state"] == State.FINISHED).sum() == (2 if admission == "queue" else 1)
+    assert set(trace.reasons.values()) == {"not admitted"}
