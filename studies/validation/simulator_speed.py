@@ -1,13 +1,16 @@
 """How fast the simulator is: finished requests a CPU second, events, memory, on one core at 0.8 of saturation.
 
-Run: python studies/validation/simulator_speed.py [--million]
+Run: python studies/validation/simulator_speed.py [--million] [--profile]
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
+import pstats
 import resource
+from pathlib import Path
 
 from simulator import Pool, ServingPlan, check, simulate, traffic
 from simulator.request import Requests
@@ -22,6 +25,8 @@ N_SATURATION = {"text-500-200": 10_000, "image-1080p-1": 2000}
 N_LEAPS = 200
 MILLION = 1_000_000
 REPEATS = 3
+N_SHOWN = 20
+"""Functions of a profile."""
 
 
 def saturation(workload: str, service: StepService) -> float:
@@ -76,11 +81,35 @@ def rows(*, million: bool = False) -> dict[str, dict[str, float]]:
     return found
 
 
+def profile(workload: str, n: int = 5000) -> list[tuple[str, float, float]]:
+    """Return where a run's time goes: functions, their own share of it, and their calls a request."""
+    service = StepService.of(PLAN)
+    requests = traffic.preset(workload, LOAD * saturation(workload, service), n, 0)
+    simulate(PLAN, requests, service=service)  # so that tables are filled, as on long runs
+    profiler = cProfile.Profile()
+    profiler.runcall(simulate, PLAN, requests, service=service)
+    held = pstats.Stats(profiler).get_stats_profile()
+    total = sum(one.tottime for one in held.func_profiles.values())
+    rows = [
+        (f"{Path(one.file_name).name}: {name}", one.tottime / total, int(one.ncalls.split("/")[0]) / n)
+        for name, one in held.func_profiles.items()
+    ]
+    return sorted(rows, key=lambda row: -row[1])[:N_SHOWN]
+
+
 def main() -> None:
     """Print every figure, the last line as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--million", action="store_true", help="run a million requests too")
-    found = rows(million=parser.parse_args().million)
+    parser.add_argument("--profile", action="store_true", help="show where time goes instead")
+    asked = parser.parse_args()
+    if asked.profile:
+        for workload in TARGETS:
+            print(workload)
+            for name, share, calls in profile(workload):
+                print(f"  {share:6.1%}  {calls:6.2f} calls a request  {name}")
+        return
+    found = rows(million=asked.million)
     for name, figures in found.items():
         print(f"{name}: " + ", ".join(f"{key} {value:,.4g}" for key, value in figures.items()))
     for workload, target in TARGETS.items():
