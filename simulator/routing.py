@@ -79,6 +79,15 @@ class LeastImageTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Random:
+    """Any worker, drawn by hashing the request (the proxy of vLLM's disaggregated encoder, pull request 25233)."""
+
+    def route(self, view: RequestView, loads: Loads) -> int:
+        """Return the slot of a worker."""
+        return loads.open[mixed(view.index) % len(loads.open)]
+
+
+@dataclass(frozen=True, slots=True)
 class PowerOfTwo:
     """The one with fewer tokens of two that are drawn by hashing the request."""
 
@@ -133,6 +142,7 @@ ROUTERS: Final[dict[str, type[Router]]] = {
     "least-requests": LeastRequests,
     "least-tokens": LeastTokens,
     "least-image-tokens": LeastImageTokens,
+    "random": Random,
     "power-of-two": PowerOfTwo,
     "prefix-aware": PrefixAware,
     "affinity": Affinity,

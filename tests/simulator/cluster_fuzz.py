@@ -41,6 +41,7 @@ ROUTERS = (
     "least-requests",
     "least-tokens",
     "least-image-tokens",
+    "random",
     "power-of-two",
     "prefix-aware",
     "affinity",

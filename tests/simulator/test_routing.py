@@ -1,5 +1,6 @@
 """Routers and admission: who gets the next request, by what is seen of the workers."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -233,3 +234,13 @@ def test_unknown_policies_are_one_line(name):
     with pytest.raises(LookupError, match=r"unknown (router|order) 'fastest'") as error:
         Policies(**{name: "fastest"})
     assert "known: " in str(error.value)
+
+
+def test_a_random_router_spreads_requests_evenly_and_not_in_turn():
+    held = Loads(4)
+    chosen = [router("random").route(view(index), held) for index in range(4000)]
+    counts = np.bincount(chosen, minlength=4)
+    assert np.abs(counts - 1000).max() < 5 * np.sqrt(4000 * 0.25 * 0.75)
+    assert 800 < sum(one == other for one, other in itertools.pairwise(chosen)) < 1200
+    held.close(2)
+    assert 2 not in [router("random").route(view(index), held) for index in range(200)]
