@@ -44,11 +44,21 @@ class Clock(simpy.Environment):
     def __init__(self) -> None:
         super().__init__()
         self.n_events = 0
+        self._n_cancelled = 0  # of those that are queued
 
     @property
     def n_pending(self) -> int:
         """Events that are still to come."""
-        return len(self._queue)
+        return len(self._queue) - self._n_cancelled
+
+    def cancel(self, moment: Moment | None) -> None:
+        """Let nothing happen at a moment; one that has passed, or none, is let be."""
+        if moment is not None and moment.callbacks is not None:
+            moment.callbacks = [self._forget]
+            self._n_cancelled += 1
+
+    def _forget(self, _: Event) -> None:
+        self._n_cancelled -= 1
 
     def at(self, time_s: float, call: Callable[[Moment], Any], priority: int = NORMAL) -> Moment:
         """Call a function at a time [s] and return the event."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from simulator.background import Background
 from simulator.network import Network
@@ -31,7 +31,7 @@ class Controller:
         self._wait()
 
     def _wait(self) -> None:
-        self.background.at(self.network.clock.now + self.control.every_s, self._look)
+        self.background.at(self.network.clock.now + self.control.every_s, self._look, self._wait)
 
     def _look(self) -> None:
         self._wait()
@@ -57,7 +57,7 @@ class Controller:
 
     def _scale(self, rule: Scaling) -> None:
         run = self.by_name[rule.pool]
-        value = signal(run, rule.signal)
+        value = self._signal(run, rule.signal)
         if self._holds((rule, "above"), rule.holds, now=value > rule.above) and run.staffed < rule.most:
             back = next((slot for name, slot in self._leaving if name == rule.pool), None)
             if back is not None and self._leaving[rule.pool, back] is None:
@@ -71,7 +71,7 @@ class Controller:
 
     def _move(self, rule: Move) -> None:
         source, target = self.by_name[rule.source], self.by_name[rule.target]
-        wanted = signal(target, rule.signal) > rule.above and signal(source, rule.signal) < rule.below
+        wanted = self._signal(target, rule.signal) > rule.above and self._signal(source, rule.signal) < rule.below
         if self._holds(rule, rule.holds, now=wanted) and source.staffed > rule.least:
             self._send_away(source, rule)
 
@@ -89,22 +89,34 @@ class Controller:
         if slot is None:
             return
         run.order(slot)
-        self.background.at(self.network.clock.now + after_s, lambda: self._arrive(run, slot), certain=True)
+        self.background.at(self.network.clock.now + after_s, lambda: self._arrive(run, slot))
 
     def _arrive(self, run: PoolRun, slot: int) -> None:
         run.begin(slot)
         self.network.unpark()
 
+    def _signal(self, run: PoolRun, name: Signal) -> float:
+        prompt_tokens = self.network.resolved.prompt_tokens
+        return signal(run, name, [prompt_tokens[request] for request in self.network.parked_at(run)])
 
-def signal(run: PoolRun, name: Signal) -> float:
-    """Return what is looked at, a worker that takes work; infinite if there is work and none does."""
+
+def signal(run: PoolRun, name: Signal, parked: Sequence[int] = ()) -> float:
+    """Return what is looked at, a worker that takes work; infinite if there is work and none does.
+
+    Parameters
+    ----------
+    run : PoolRun
+    name : {"waiting", "requests", "tokens"}
+    parked : sequence of int
+        Tokens of the prompts that wait until a worker takes work.
+    """
     loads, n = run.loads, len(run.loads.open)
     if name == "waiting":
-        total = run.waiting()
+        total = run.waiting() + len(parked)
     elif name == "requests":
-        total = sum(loads.requests)
+        total = sum(loads.requests) + len(parked)
     else:
-        total = sum(loads.tokens) + sum(loads.image_tokens)
+        total = sum(loads.tokens) + sum(loads.image_tokens) + sum(parked)
     if n:
         return float(total) / n
     return float("inf") if total else 0.0

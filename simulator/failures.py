@@ -41,17 +41,17 @@ class Failures:
         """Wait for the next time."""
         happen = partial(self._happen, failure, rng)
         if failure.at_s is not None:
-            self.background.at(failure.at_s, happen, certain=True)
+            self.background.at(failure.at_s, happen)
         else:
             gap_s = float(rng.exponential(failure.mean_time_between_s or math.inf))
-            self.background.at(self.network.clock.now + gap_s, happen)
+            self.background.at(self.network.clock.now + gap_s, happen, partial(self._expect, failure, rng))
 
     def _happen(self, failure: Failure, rng: np.random.Generator) -> None:
         run = next(run for run in self.network.pools if run.pool.name == failure.pool)
         mend = self._begin(failure, run, rng)
         if failure.for_s is not None:
             repair = partial(self._repair, failure, rng, mend)
-            self.background.at(self.network.clock.now + failure.for_s, repair, certain=True)
+            self.background.at(self.network.clock.now + failure.for_s, repair)
 
     def _repair(self, failure: Failure, rng: np.random.Generator, mend: Mend) -> None:
         mend()

@@ -50,7 +50,7 @@ class Flow:
             return
         able = [run for run in fronts if run.loads.open]
         if not able:
-            network.parked.append(partial(self._again, request))
+            network.park_until(request, fronts, partial(self._again, request))
             return
         front = able[0] if len(able) == 1 else min(able, key=PoolRun.pressure)
         if network.plan.policies.admission != "all" and not self._admits(front):
@@ -174,6 +174,7 @@ class Flow:
     def release(self, request: int, gone: Gone | None = None) -> None:
         """Free all that a request holds anywhere; a step under way keeps it until its end."""
         gone = gone or Gone()
+        self.network.parked.pop(request, None)
         journey = self.network.journeys.pop(request, None)
         if journey is None:
             return
