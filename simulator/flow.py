@@ -135,6 +135,7 @@ class Flow:
         if journey.landed < journey.n_items:  # all that it needed of them was in the prefix cache
             self.pictures.drop(journey)
         if journey.decoder is not None and worker is not journey.decoder:  # one token was all
+            self.caches.drop_transfers(journey)
             self.caches.drop_promise(journey)
             self.prompts.unload(journey, worker)
         elif journey.decoder is not None:
