@@ -97,6 +97,7 @@ class Flow:
     def prefilled(self, request: int, worker: Worker) -> None:
         """Take a prompt that is computed where it does not decode."""
         journey = self.network.journeys[request]
+        self._drop_needless(journey)
         self.prompts.unload(journey, worker)
         self.caches.hand_over(journey)
 
@@ -127,13 +128,17 @@ class Flow:
         if isinstance(encoder, Received) and len(encoder.room):
             encoder.room.offer()
 
+    def _drop_needless(self, journey: Journey) -> None:
+        """Stop what is still to come of pictures: all that a prompt needed of them was in the prefix cache."""
+        if journey.landed < journey.n_items:
+            self.pictures.drop(journey)
+
     # Ends
 
     def ended(self, request: int, worker: Worker) -> None:
         """Take a request that has its last token."""
         journey = self.network.journeys.pop(request)
-        if journey.landed < journey.n_items:  # all that it needed of them was in the prefix cache
-            self.pictures.drop(journey)
+        self._drop_needless(journey)
         if journey.decoder is not None and worker is not journey.decoder:  # one token was all
             self.caches.drop_transfers(journey)
             self.caches.drop_promise(journey)
