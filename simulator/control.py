@@ -35,13 +35,8 @@ class Controller:
 
     def _look(self) -> None:
         self._wait()
-        for (name, slot), move in list(self._leaving.items()):
-            run = self.by_name[name]
-            if run.is_idle(slot):
-                del self._leaving[name, slot]
-                run.switch_off(slot)
-                if move is not None:
-                    self._start(self.by_name[move.target], move.switch_s)
+        for name, slot in list(self._leaving):
+            self._let_go(self.by_name[name], slot)
         for rule in self.control.scale:
             self._scale(rule)
         for change in self.control.move:
@@ -58,9 +53,10 @@ class Controller:
     def _scale(self, rule: Scaling) -> None:
         run = self.by_name[rule.pool]
         value = self._signal(run, rule.signal)
-        if self._holds((rule, "above"), rule.holds, now=value > rule.above) and run.staffed < rule.most:
-            back = next((slot for name, slot in self._leaving if name == rule.pool), None)
-            if back is not None and self._leaving[rule.pool, back] is None:
+        if self._holds((rule, "above"), rule.holds, now=value > rule.above) and self._expected(run) < rule.most:
+            going = [slot for (name, slot), move in self._leaving.items() if name == rule.pool and move is None]
+            if going:
+                back = going[0]
                 del self._leaving[rule.pool, back]
                 run.call_back(back)
                 self.network.unpark()
@@ -72,8 +68,16 @@ class Controller:
     def _move(self, rule: Move) -> None:
         source, target = self.by_name[rule.source], self.by_name[rule.target]
         wanted = self._signal(target, rule.signal) > rule.above and self._signal(source, rule.signal) < rule.below
-        if self._holds(rule, rule.holds, now=wanted) and source.staffed > rule.least:
+        if not self._holds(rule, rule.holds, now=wanted):
+            return
+        least = max([rule.least, *(scale.least for scale in self.control.scale if scale.pool == rule.source)])
+        most = [scale.most for scale in self.control.scale if scale.pool == rule.target]
+        if source.staffed > least and all(self._expected(target) < n for n in most):
             self._send_away(source, rule)
+
+    def _expected(self, run: PoolRun) -> int:
+        """Return the workers that a pool has, or will have when those that move to it have come."""
+        return run.staffed + sum(move is not None and move.target == run.pool.name for move in self._leaving.values())
 
     def _send_away(self, run: PoolRun, move: Move | None) -> None:
         """Let the worker with the least to do end what it has, and then go."""
@@ -82,6 +86,15 @@ class Controller:
             slot = min(open_slots, key=lambda slot: (run.loads.requests[slot], -slot))
             run.drain(slot)
             self._leaving[run.pool.name, slot] = move
+            self._let_go(run, slot)
+
+    def _let_go(self, run: PoolRun, slot: int) -> None:
+        """Let a worker go that has nothing left to do, and begin elsewhere if it moves."""
+        if run.is_idle(slot):
+            move = self._leaving.pop((run.pool.name, slot))
+            run.switch_off(slot)
+            if move is not None:
+                self._start(self.by_name[move.target], move.switch_s)
 
     def _start(self, run: PoolRun, after_s: float) -> None:
         """Order a worker, which takes work after some time."""

@@ -1,6 +1,7 @@
 """Failures by hand: what is lost, what begins anew and when it ends, what is not touched; nothing is left behind."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -186,7 +187,7 @@ def test_a_prefill_worker_that_crashes_once_its_kv_has_landed_takes_nothing_with
 def test_where_a_request_decodes_crashes_while_its_kv_comes_or_later(at_s):
     """The step under way is over first, for it cannot be stopped: the prompt begins anew behind it."""
     trace = layer_by_layer(crash("decode", 0, at_s))
-    begin = 1.0 if at_s < 1.0 else at_s
+    begin = max(at_s, 1.0)
     assert trace.columns["scheduled_s"].tolist() == [begin]
     assert trace.columns["decode_worker"].tolist() == [3]
     assert ends(trace) == [begin + 4.0 + 2.0]
@@ -364,7 +365,7 @@ def test_the_time_between_failures_is_right_in_the_mean():
     given = {"kind": "link", "pool": FRONT, "to": "decode", "mean_time_between_s": mean_s, "for_s": for_s}
     done = run(troubled(plan, given), asked([10], [30_000]), service(**STEPS), seed=3).trace(0, 0.0, 0.0)
     found = done.failures
-    gaps = np.array([b.at_s - a.until_s for a, b in zip(found, found[1:], strict=False)])
+    gaps = np.array([b.at_s - a.until_s for a, b in pairwise(found)])
     assert len(gaps) > 2000
     assert gaps.mean() == pytest.approx(mean_s, rel=4 / len(gaps) ** 0.5)
     assert gaps.std() == pytest.approx(mean_s, rel=0.1)
