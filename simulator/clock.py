@@ -54,11 +54,8 @@ class Clock(simpy.Environment):
     def cancel(self, moment: Moment | None) -> None:
         """Let nothing happen at a moment; one that has passed, or none, is let be."""
         if moment is not None and moment.callbacks is not None:
-            moment.callbacks = [self._forget]
+            moment.callbacks = [_nothing]
             self._n_cancelled += 1
-
-    def _forget(self, _: Event) -> None:
-        self._n_cancelled -= 1
 
     def at(self, time_s: float, call: Callable[[Moment], Any], priority: int = NORMAL) -> Moment:
         """Call a function at a time [s] and return the event."""
@@ -78,8 +75,15 @@ class Clock(simpy.Environment):
                 self.now = queue[0][0]
                 self.step()
                 continue
-            self.now, _, _, moment = heappop(queue)
-            self._now = self.now
+            time_s, _, _, moment = heappop(queue)
             (call,), moment.callbacks = moment.callbacks, None
+            if call is _nothing:  # time does not pass for it
+                self._n_cancelled -= 1
+                continue
+            self.now = self._now = time_s
             call(moment)
         return None
+
+
+def _nothing(_: Event) -> None:
+    """Happens at a moment that was cancelled."""

@@ -108,6 +108,11 @@ def test_a_lone_worker_that_does_not_come_back_fails_everybody_with_a_reason():
     assert trace.failures[0].until_s == math.inf
 
 
+def test_no_time_passes_for_steps_that_a_crash_has_made_void():
+    plan = troubled(cluster(pool(ALL)), crash(ALL, 0, 2.5))
+    assert both_ways(plan, asked([10], [50]), service(**STEPS)).columns["ended_s"].tolist() == [2.5]
+
+
 def test_closed_loops_end_though_the_worker_does_not_come_back():
     plan = troubled(cluster(pool(ALL)), crash(ALL, 0, 2.5))
     trace = both_ways(plan, asked([10] * 5, [2] * 5, concurrency=2), service(**STEPS))
@@ -210,6 +215,15 @@ def test_whose_only_decode_worker_is_down_waits_with_its_kv():
     assert trace.columns["retries"].tolist() == [0]
     assert trace.columns["joined_s"].tolist() == [10.0]
     assert ends(trace) == [12.0]
+
+
+def test_chunks_on_a_lost_link_end_with_an_answer_of_one_token():
+    """The client may get more tokens than one, so its KV leaves layer by layer; it does not arrive."""
+    plan = cluster(pool(FRONT), pool("decode"), bandwidth_bytes_per_s=10.0, mode="reserve", layerwise=True)
+    plan = troubled(plan, failure("link", FRONT, 0.5, to="decode"))
+    trace = both_ways(plan, asked([40], [1], max_output_tokens=[5]), service(**STEPS, kv_layers=4))
+    assert ends(trace) == [1.0]
+    assert trace.links[0].sent_bytes == 0.0
 
 
 # Stragglers
