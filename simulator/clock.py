@@ -44,11 +44,18 @@ class Clock(simpy.Environment):
     def __init__(self) -> None:
         super().__init__()
         self.n_events = 0
+        self._n_cancelled = 0  # of those that are queued
 
     @property
     def n_pending(self) -> int:
         """Events that are still to come."""
-        return len(self._queue)
+        return len(self._queue) - self._n_cancelled
+
+    def cancel(self, moment: Moment | None) -> None:
+        """Let nothing happen at a moment; one that has passed, or none, is let be."""
+        if moment is not None and moment.callbacks is not None:
+            moment.callbacks = [_nothing]
+            self._n_cancelled += 1
 
     def at(self, time_s: float, call: Callable[[Moment], Any], priority: int = NORMAL) -> Moment:
         """Call a function at a time [s] and return the event."""
@@ -68,8 +75,15 @@ class Clock(simpy.Environment):
                 self.now = queue[0][0]
                 self.step()
                 continue
-            self.now, _, _, moment = heappop(queue)
-            self._now = self.now
+            time_s, _, _, moment = heappop(queue)
             (call,), moment.callbacks = moment.callbacks, None
+            if call is _nothing:  # time does not pass for it
+                self._n_cancelled -= 1
+                continue
+            self.now = self._now = time_s
             call(moment)
         return None
+
+
+def _nothing(_: Event) -> None:
+    """Happens at a moment that was cancelled."""

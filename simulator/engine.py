@@ -279,6 +279,7 @@ class Simulation:
             cpu_s=cpu_s,
             events=self.clock.n_events,
             links=tuple(LinkTrace(*ends, wire.sent_bytes, wire.busy_s) for ends, wire in self.network.wires.items()),
+            failures=tuple(self.failures.log),
         )
 
     def _pool_trace(self, run: PoolRun) -> PoolTrace:

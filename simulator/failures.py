@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,7 @@ from simulator.background import Background
 from simulator.flow import Flow
 from simulator.pool_run import PoolRun
 from simulator.rules import Failure
+from simulator.trace import FailureTrace
 
 Mend = Callable[[], None]
 
@@ -33,6 +35,7 @@ class Failures:
 
     def __init__(self, failures: Sequence[Failure], flow: Flow, background: Background, seed: int) -> None:
         self.flow, self.network, self.background = flow, flow.network, background
+        self.log: list[FailureTrace] = []  # what has happened
         self._active: dict[Hashable, list[float]] = {}  # by thing, the factors that act on it
         for index, failure in enumerate(failures):
             self._expect(failure, np.random.default_rng([seed, index]))
@@ -41,24 +44,30 @@ class Failures:
         """Wait for the next time."""
         happen = partial(self._happen, failure, rng)
         if failure.at_s is not None:
-            self.background.at(failure.at_s, happen, certain=True)
+            self.background.at(failure.at_s, happen)
         else:
             gap_s = float(rng.exponential(failure.mean_time_between_s or math.inf))
-            self.background.at(self.network.clock.now + gap_s, happen)
+            self.background.at(self.network.clock.now + gap_s, happen, partial(self._expect, failure, rng))
 
     def _happen(self, failure: Failure, rng: np.random.Generator) -> None:
         run = next(run for run in self.network.pools if run.pool.name == failure.pool)
-        mend = self._begin(failure, run, rng)
+        now = self.network.clock.now
+        slot = -1
+        if failure.kind in ("crash", "straggler"):
+            slot = failure.worker if failure.worker is not None else self._draw(run, rng)
+        self.log.append(FailureTrace(failure.kind, failure.pool, failure.to, slot, now, math.inf))
+        mend = self._begin(failure, run, slot)
         if failure.for_s is not None:
-            repair = partial(self._repair, failure, rng, mend)
-            self.background.at(self.network.clock.now + failure.for_s, repair, certain=True)
+            repair = partial(self._repair, failure, rng, mend, len(self.log) - 1)
+            self.background.at(now + failure.for_s, repair)
 
-    def _repair(self, failure: Failure, rng: np.random.Generator, mend: Mend) -> None:
+    def _repair(self, failure: Failure, rng: np.random.Generator, mend: Mend, index: int) -> None:
+        self.log[index] = replace(self.log[index], until_s=self.network.clock.now)
         mend()
         if failure.mean_time_between_s is not None:
             self._expect(failure, rng)
 
-    def _begin(self, failure: Failure, run: PoolRun, rng: np.random.Generator) -> Mend:
+    def _begin(self, failure: Failure, run: PoolRun, slot: int) -> Mend:
         """Let a failure begin, and return what ends it."""
         if failure.kind == "link":
             ends = (failure.pool, str(failure.to))
@@ -67,7 +76,6 @@ class Failures:
             station = run.station
             assert station is not None  # noqa: S101 - checked with the plan
             return self._put(("preprocessing", failure.pool), failure.slowdown, station.slow_down)
-        slot = failure.worker if failure.worker is not None else self._draw(run, rng)
         if failure.kind == "straggler":
             return self._put(("straggler", failure.pool, slot), failure.slowdown, run.workers[slot].straggle)
         return self._put(("crash", failure.pool, slot), 0.0, partial(self._crash_or_return, run, slot))

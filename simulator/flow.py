@@ -50,7 +50,7 @@ class Flow:
             return
         able = [run for run in fronts if run.loads.open]
         if not able:
-            network.parked.append(partial(self._again, request))
+            network.park_until(request, fronts, partial(self._again, request))
             return
         front = able[0] if len(able) == 1 else min(able, key=PoolRun.pressure)
         if network.plan.policies.admission != "all" and not self._admits(front):
@@ -101,6 +101,7 @@ class Flow:
     def prefilled(self, request: int, worker: Worker) -> None:
         """Take a prompt that is computed where it does not decode."""
         journey = self.network.journeys[request]
+        self._drop_needless(journey)
         self.prompts.unload(journey, worker)
         self.caches.hand_over(journey)
 
@@ -131,14 +132,19 @@ class Flow:
         if isinstance(encoder, Received) and len(encoder.room):
             encoder.room.offer()
 
+    def _drop_needless(self, journey: Journey) -> None:
+        """Stop what is still to come of pictures: all that a prompt needed of them was in the prefix cache."""
+        if journey.landed < journey.n_items:
+            self.pictures.drop(journey)
+
     # Ends
 
     def ended(self, request: int, worker: Worker) -> None:
         """Take a request that has its last token."""
         journey = self.network.journeys.pop(request)
-        if journey.landed < journey.n_items:  # all that it needed of them was in the prefix cache
-            self.pictures.drop(journey)
+        self._drop_needless(journey)
         if journey.decoder is not None and worker is not journey.decoder:  # one token was all
+            self.caches.drop_transfers(journey)
             self.caches.drop_promise(journey)
             self.prompts.unload(journey, worker)
         elif journey.decoder is not None:
@@ -178,6 +184,7 @@ class Flow:
     def release(self, request: int, gone: Gone | None = None) -> None:
         """Free all that a request holds anywhere; a step under way keeps it until its end."""
         gone = gone or Gone()
+        self.network.parked.pop(request, None)
         journey = self.network.journeys.pop(request, None)
         if journey is None:
             return

@@ -35,7 +35,7 @@ class KvFlow:
         if self.network.link(journey.front, run).mode != "reserve":
             go_on(journey)
         elif not self._bind(journey, run, lambda: go_on(journey)):
-            self.network.park(journey, lambda journey: self.reserve(journey, go_on))
+            self.network.park(journey, run, lambda journey: self.reserve(journey, go_on))
 
     def _bind(self, journey: Journey, run: PoolRun, go_on: Callable[[], None]) -> bool:
         """Choose where a request decodes and ask for its room; False if nobody takes work."""
@@ -78,8 +78,9 @@ class KvFlow:
             self._find(journey)
 
     def _find(self, journey: Journey) -> None:
-        if not self._bind(journey, self._pool(journey.request), lambda: self._send(journey)):
-            self.network.park(journey, self._find)
+        run = self._pool(journey.request)
+        if not self._bind(journey, run, lambda: self._send(journey)):
+            self.network.park(journey, run, self._find)
 
     def _send(self, journey: Journey) -> None:
         """Send the KV of a prompt, or what of it has not left layer by layer."""

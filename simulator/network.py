@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from simulator.clock import Clock
 from simulator.journey import Journey
@@ -14,6 +15,13 @@ from simulator.tape import Tape
 from simulator.topology import Link, encoders_for_others, preprocessors_of
 from simulator.transfer import Wire
 from simulator.worker import Worker
+
+
+class Parked(NamedTuple):
+    """What waits until a worker of one of these pools takes work."""
+
+    pools: Sequence[PoolRun]
+    go_on: Callable[[], None]
 
 
 class Network:
@@ -40,7 +48,7 @@ class Network:
         self.places: list[tuple[PoolRun, int]] = []  # by worker, its pool and slot
         self.wires: dict[tuple[str, str, int], Wire] = {}
         self.speeds: dict[tuple[str, str], float] = {}  # by link, the share of its bandwidth that is there, if not all
-        self.parked: list[Callable[[], None]] = []  # what waits for a worker that takes work
+        self.parked: dict[int, list[Parked]] = {}  # by request, what waits for a worker that takes work
         topology = plan.topology
         self.links: Mapping[tuple[str, str], Link] = {(link.source, link.target): link for link in topology.links}
         by_name = {run.pool.name: run for run in pools}
@@ -65,15 +73,24 @@ class Network:
         if self.journeys.get(journey.request) is journey:
             go_on(journey)
 
-    def park(self, journey: Journey, go_on: Callable[[Journey], None]) -> None:
-        """Go on with a request once a worker takes work."""
-        self.parked.append(lambda: self.if_alive(journey, go_on))
+    def park(self, journey: Journey, run: PoolRun, go_on: Callable[[Journey], None]) -> None:
+        """Go on with a request once a worker of a pool takes work."""
+        self.park_until(journey.request, (run,), lambda: self.if_alive(journey, go_on))
+
+    def park_until(self, request: int, pools: Sequence[PoolRun], go_on: Callable[[], None]) -> None:
+        """Go on with a request that is nowhere once a worker of some pools takes work."""
+        self.parked.setdefault(request, []).append(Parked(pools, go_on))
 
     def unpark(self) -> None:
         """Try again what waited for a worker, now that one takes work."""
-        waiting, self.parked = self.parked, []
-        for go_on in waiting:
-            go_on()
+        waiting, self.parked = self.parked, {}
+        for several in waiting.values():
+            for one in several:
+                one.go_on()
+
+    def parked_at(self, run: PoolRun) -> list[int]:
+        """Return the requests that wait until a worker of a pool takes work."""
+        return [request for request, several in self.parked.items() if any(run in one.pools for one in several)]
 
     # Wires
 

@@ -81,7 +81,7 @@ class PictureFlow:
         assert run is not None  # noqa: S101
         journey.early = journey.again or link.mode == "reserve" or link.release == "item"
         if not run.loads.open or (journey.early and not self.prompts.bind(journey)):
-            self.network.park(journey, self._dispatch)
+            self.network.park(journey, journey.front if run.loads.open else run, self._dispatch)
             return
         if link.mode == "reserve":
             self._ask(journey, self._submit)
@@ -95,7 +95,7 @@ class PictureFlow:
         network, run, request = self.network, journey.encoders, journey.request
         assert run is not None  # noqa: S101
         if not run.loads.open:
-            network.park(journey, self._submit)
+            network.park(journey, run, self._submit)
             return
         r = network.resolved
         loads = run.loads.seen(network.clock.now)
@@ -164,7 +164,7 @@ class PictureFlow:
         if self.prompts.bind(journey):
             self._ask(journey)
         else:
-            self.network.park(journey, self._bind_late)
+            self.network.park(journey, journey.front, self._bind_late)
 
     def _ask(self, journey: Journey, go_on: Callable[[Journey], None] | None = None) -> None:
         """Ask for the room of a request's embeddings."""
@@ -230,6 +230,7 @@ class PictureFlow:
     def again(self, journey: Journey, worker: Worker) -> None:
         """Encode the pictures of a preempted request again; it comes back to the same worker."""
         self.drop(journey)
+        self.network.parked.pop(journey.request, None)  # what waited was for the first time
         journey.again, journey.worker = True, worker
         journey.front = self.network.place(worker)[0]
         self.network.tape.move(journey.request, State.ENCODING)

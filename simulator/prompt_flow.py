@@ -53,7 +53,7 @@ class PromptFlow:
         if self.bind(journey):
             self.enqueue(journey)
         else:
-            self.network.park(journey, self.place)
+            self.network.park(journey, journey.front, self.place)
 
     def enqueue(self, journey: Journey) -> None:
         """Queue a prompt; where its KV goes has a place for it first if the link says so."""

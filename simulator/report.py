@@ -69,6 +69,12 @@ class Report:
         stream alone would cost.
     reasons : mapping
         Why requests ended without an answer, and how many.
+    failures : mapping
+        How often something went wrong, by its kind.
+    retries : int
+        How often requests began anew.
+    paid_worker_s : mapping
+        By pool, for how long its workers were paid, all together [s].
     utilisation, links, queues : mapping
         By pool and stage, and by link, the share of time in use; mean requests that wait.
     bottleneck : str
@@ -93,6 +99,9 @@ class Report:
     energy_per_token_j: float | None
     energy_per_token_tdp_j: float | None
     reasons: Mapping[str, int]
+    failures: Mapping[str, int]
+    retries: int
+    paid_worker_s: Mapping[str, float]
     utilisation: Mapping[str, Mapping[str, float]]
     links: Mapping[str, float]
     queues: Mapping[str, float]
@@ -147,6 +156,9 @@ def report(trace: Trace, slo: Slo | None = None) -> Report:
         if use.hardware and tpot.mean
         else None,
         reasons=dict(Counter(trace.reasons.values())),
+        failures=dict(Counter(failure.kind for failure in trace.failures)),
+        retries=int(trace.columns["retries"].sum()),
+        paid_worker_s={one.pool.name: trace.paid_s(one) for one in trace.pools},
         utilisation=use.utilisation,
         links=use.links,
         queues=queues(trace),

@@ -108,11 +108,11 @@ class Move(Frozen):
     source, target : str
         From which pool to which; the way back is a rule of its own.
     least : int
-        Workers that stay.
+        Workers that stay; where a pool is scaled too, it keeps the bounds of that rule as well.
     signal, above, below, holds
         As in `Scaling`: `above` of the target, `below` of the source.
     switch_s : float
-        From the last request in the old role to the first in the new one [s].
+        From when it has nothing left to do, which a look finds, to the first request in the new role [s].
     """
 
     source: str = Field(alias="from")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -225,9 +225,16 @@ def _problems(plan: ServingPlan) -> Iterator[str]:
             return
     for failure in plan.failures:
         yield from _failure_problems(failure, pools[failure.pool], plan)
+    yield from _control_problems(rules, pools, controlled)
+
+
+def _control_problems(rules: Control, pools: Mapping[str, Pool], controlled: Sequence[str]) -> Iterator[str]:
     for name in controlled:
         if pools[name].loops > 1 or pools[name].shares_devices_of:
             yield f"control of pool {name!r} needs workers that come and go alone: pp=1, dp=1, devices of their own"
+    scaled = [rule.pool for rule in rules.scale]
+    if len(set(scaled)) < len(scaled):
+        yield f"control scales pools {scaled}, one of them by several rules that work against each other; keep one"
     for rule in rules.scale:
         if not rule.least <= pools[rule.pool].workers <= rule.most:
             limits = f"least={rule.least} and most={rule.most}"

@@ -9,32 +9,26 @@ from typing import Final
 import numpy as np
 
 from costmodel import (
-    DoesNotFit,
     Image,
-    Parallelism,
-    Precision,
     Unsupported,
     Video,
-    load_engine,
     load_hardware,
-    load_model,
-    technique,
 )
 from costmodel.base import Array
-from costmodel.hardware import HardwareProfile
 from costmodel.layers import CrossAttentionSpec
-from costmodel.media import MediaTotals, n_frames
-from costmodel.memory import Part, kept_bytes, memory
+from costmodel.media import n_frames
+from costmodel.memory import kept_bytes
 from costmodel.models import MediaCost, MediaRule
 from costmodel.query import KVEntry, Query
 from costmodel.recurrent import RecurrentSpec
 from costmodel.step import StepModel
 from costmodel.units import CHANNELS, PIXEL_BYTES, UNBOUNDED
+from simulator.capacity import asking_of, capacity_of
 from simulator.columns import Added, added_once, has_seconds, prompts_of
 from simulator.dealing import busiest
-from simulator.item_times import OUTPUT_TOKENS, ItemTimes, totals
+from simulator.item_times import ItemTimes, totals
 from simulator.prompt import Chunk, Prompts
-from simulator.prompting import SECONDS, Asking, Columns, Example, beside_example, example_query
+from simulator.prompting import SECONDS, Asking, Columns, beside_example, example_query
 from simulator.request import Ints, Media, Requests, requests_of
 from simulator.service import NO_CAP, Capacity, ReadRule
 from simulator.serving_plan import ServingPlan
@@ -42,12 +36,6 @@ from simulator.step_table import MOST_REMEMBERED
 from simulator.step_times import StepTimes
 from simulator.topology import Pool
 
-LARGE_DEVICE_BYTES: Final = 70 * 2**30
-"""vLLM raises its defaults from here on, except for the A100 (`EngineArgs`, get_batch_defaults)."""
-LARGE_SEQUENCES, SMALL_SEQUENCES = 1024, 256
-SMALL_CHUNK_TOKENS = 2048
-LARGE_CHUNK_TOKENS = 8192
-"""Defaults of an API server of vLLM: sequences and tokens of a step."""
 SHARE_STEPS: Final = 2.0**20
 """Shares are rounded to this fraction: then sums of keys are exact, and leaps are steps bit by bit."""
 
@@ -103,20 +91,12 @@ class StepService:
         DoesNotFit
             If weights do not fit, or leave no room for a cache where the pool runs the language model.
         """
-        spec = load_model(plan.model)
-        if pool.pp > 1 and spec.media and "encode" in pool.stages:
+        asking, device = asking_of(plan, pool), load_hardware(pool.hardware)
+        if pool.pp > 1 and asking.model.media and "encode" in pool.stages:
             rule = "would encode on the devices of its first stage alone, which its batches do not share out"
             raise Unsupported(f"pp={pool.pp} of pool {pool.name!r} {rule}; encode in a pool of its own, or use tp")
-        asking = Asking(
-            spec,
-            load_engine(pool.engine),
-            Precision(plan.weight_bits, plan.activation_bits, plan.kv_bits),
-            Parallelism(pool.tp, pool.pp, pool.lockstep, pool.ep, pool.encoder_tp, pool.encoder_dp),
-            tuple(technique(method.name, **method.parameters) for method in plan.techniques),
-        )
-        device = load_hardware(pool.hardware)
         model = StepModel.of_query(example_query(asking), device) if asking.techniques else asking.plain_steps(device)
-        return StepService(model, _capacity(asking, device, pool), asking)
+        return StepService(model, capacity_of(plan, pool), asking)
 
     def _text_times(self) -> StepTimes:
         """Return the steps in which no sequence has a picture: layers of cross-attention do not run."""
@@ -296,38 +276,3 @@ def _keeps_everything(query: Query) -> bool:
     whole = all(np.all(np.equal(value, 1.0)) for row in (*segments, *entries) for value in row)
     unchanged = np.all(np.equal(query.visual_tokens, query.media.visual_tokens))
     return bool(whole and unchanged)
-
-
-def parts_of(pool: Pool) -> tuple[Part, ...]:
-    """Return the parts of a model that the devices of a pool hold."""
-    language = {"prefill", "decode"} & set(pool.stages)
-    held: dict[Part, bool] = {"vision": "encode" in pool.stages, "language": bool(language)}
-    return tuple(part for part, is_held in held.items() if is_held)
-
-
-def _largest_prompt(asking: Asking, budget: int) -> Query:
-    """Return a prompt that fills a step: of text, but for a picture that techniques may want to see."""
-    seen = Example.of(asking.model).costs[:1] if asking.techniques else ()
-    media = totals(seen) if seen else MediaTotals()
-    text = budget - float(media.visual_tokens + media.marker_tokens)
-    return asking.query(media, max(text, 1.0), OUTPUT_TOKENS)
-
-
-def _capacity(asking: Asking, device: HardwareProfile, pool: Pool) -> Capacity:
-    """Return what a worker has room for, with the engine's defaults for the device."""
-    engine = asking.engine
-    large = device.memory_bytes >= LARGE_DEVICE_BYTES and not device.name.startswith("a100")
-    chunk = min(engine.prefill_chunk_tokens, LARGE_CHUNK_TOKENS if large else SMALL_CHUNK_TOKENS)
-    budget = pool.token_budget or int(chunk)
-    parts = parts_of(pool)
-    held = memory(_largest_prompt(asking, budget), device, parts=parts)
-    if not held.kv_blocks and ("language" in parts or not held.fits):
-        what = f"{asking.model.name} with a prompt of {budget} tokens on {device.name}"
-        raise DoesNotFit(what, required_bytes=held.peak_bytes, available_bytes=held.usable_bytes)
-    return Capacity(
-        kv_blocks=held.kv_blocks,
-        block_tokens=int(engine.kv_block_tokens) if engine.kv_block_tokens > 1 else 16,
-        chunk_tokens=int(chunk),
-        max_sequences=LARGE_SEQUENCES if large else SMALL_SEQUENCES,
-        encoder_tokens=int(chunk),
-    )

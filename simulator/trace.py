@@ -67,6 +67,28 @@ class LinkTrace:
     busy_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class FailureTrace:
+    """Something that went wrong.
+
+    Parameters
+    ----------
+    kind, pool, to
+        As in `simulator.rules.Failure`.
+    slot : int
+        Which of the pool's workers; -1 where it is none of them.
+    at_s, until_s : float
+        When it began, and when it was repaired; infinite where it was not before the end of the run [s].
+    """
+
+    kind: str
+    pool: str
+    to: str | None
+    slot: int
+    at_s: float
+    until_s: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
     """One run.
@@ -90,6 +112,8 @@ class Trace:
         Gaps between tokens [s], and how often each occurred.
     pools : tuple of PoolTrace
     links : tuple of LinkTrace
+    failures : tuple of FailureTrace
+        What went wrong, in order.
     encoder_hits, encoder_misses, evicted_blocks, held_blocks : int
         What the caches did, and blocks in use at the end.
     faults : tuple of str
@@ -119,6 +143,7 @@ class Trace:
     cpu_s: float
     events: int
     links: tuple[LinkTrace, ...] = ()
+    failures: tuple[FailureTrace, ...] = ()
 
     def __len__(self) -> int:
         return len(self.requests)

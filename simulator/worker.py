@@ -164,6 +164,7 @@ class Worker(Paced):
         begun_s = self._start_s if length.ends is None else float(length.ends[-2])
         end_s = now + (flight.time_s - now) * (after / before)
         length.encode_s *= (end_s - begun_s) / max(flight.time_s - begun_s, SHORTEST_STEP_S)
+        self.clock.cancel(flight)
         self._flight = self.clock.at(end_s, self._end)
         if length.ends is not None:
             length.ends = np.append(length.ends[:-1], end_s)
@@ -173,6 +174,7 @@ class Worker(Paced):
         if self._works:  # what it was at is lost, but took its time
             self._cut(self.clock.now)
             self._note_step(self.clock.now)
+        self.clock.cancel(self._flight)
         self._flight = self.length.ends = None
         self.runs = self._works = False
         self.end_turn()
@@ -202,13 +204,13 @@ class Worker(Paced):
         step = int(ends.searchsorted(now))
         if step < length.steps - 1:
             length.steps = step + 1
+            self.clock.cancel(self._flight)
             self._flight = self.clock.at(float(ends[step]), self._end)
         self.batch.settle(length.steps)
         length.ends = ends[: length.steps] if length.steps > 1 else None
 
     def _wake(self, event: Moment) -> None:
-        if event is self._flight:
-            self._next(event.time_s)
+        self._next(event.time_s)
 
     # Steps
 
@@ -295,8 +297,6 @@ class Worker(Paced):
 
     def _end(self, event: Moment) -> None:
         """Hand over what the step brought, and go on."""
-        if event is not self._flight:  # the end of a leap that was cut
-            return
         now, batch, tape, length = event.time_s, self.batch, self.tape, self.length
         self._works = False
         decoding = batch.decode.size if batch.decodes else 0

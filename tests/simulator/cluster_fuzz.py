@@ -149,7 +149,7 @@ def faults_of(plan, requests, service):
     return faults
 
 
-def each(start, n, see):
+def each(start, n, see, drawn):
     """Call a function with each of some examples of a seed, and its number."""
     numbers = iter(range(n))
 
@@ -161,7 +161,7 @@ def each(start, n, see):
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(cases())
+    @given(drawn)
     def run(case):
         see(next(numbers), case)
 
@@ -173,39 +173,39 @@ def _stop(signal_number, frame):
     raise TimeoutError(f"takes over {LONGEST_S} s")
 
 
-def attempt(case):
+def attempt(case, faults):
     """Return what is wrong with an example, a crash or a hang included."""
     signal.signal(signal.SIGALRM, _stop)
     signal.alarm(LONGEST_S)
     try:
-        return faults_of(*case)
+        return faults(*case)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what we look for
         return [f"{type(error).__name__}: {error}"]
     finally:
         signal.alarm(0)
 
 
-def _report(start, number, case):
-    for fault in attempt(case)[:1]:
+def _report(start, number, case, faults):
+    for fault in attempt(case, faults)[:1]:
         pools = " | ".join(f"{pool.workers} x {pool.name}" for pool in case[0].pools)
         sys.stdout.write(f"{start}/{number}: {fault} [{pools}; {len(case[1])} requests]\n")
         sys.stdout.flush()
 
 
-def main(arguments):
+def main(arguments, drawn, faults):
     """Run examples, or show one."""
     if "/" in arguments[0]:
         start, wanted = map(int, arguments[0].split("/"))
         found = []
-        each(start, BATCH, lambda number, case: found.append(case) if number == wanted else None)
-        sys.stdout.write(f"{found[0]}\n{attempt(found[0])}\n")
+        each(start, BATCH, lambda number, case: found.append(case) if number == wanted else None, drawn)
+        sys.stdout.write(f"{found[0]}\n{attempt(found[0], faults)}\n")
         return
     n, start = int(arguments[0]), int(arguments[1]) if len(arguments) > 1 else 0
     for batch in range(-(-n // BATCH)):
         first = start * 10**6 + batch
-        each(first, BATCH, lambda number, case, first=first: _report(first, number, case))
+        each(first, BATCH, lambda number, case, first=first: _report(first, number, case, faults), drawn)
     sys.stdout.write(f"{n} examples\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:], cases(), faults_of)

@@ -35,6 +35,17 @@ def cluster(*pools, wires=None, policies=None, **wire):
     return ServingPlan(model="any", pools=pools, links=tuple(found), policies=Policies(**(policies or {})))
 
 
+def troubled(plan, *failures, control=None, **policies):
+    """Return a plan with failures and control, checked."""
+    rules = {"failures": failures, "control": control, "policies": {**plan.policies.model_dump(), **policies}}
+    return ServingPlan.model_validate(plan.model_dump(by_alias=True) | rules)
+
+
+def crash(pool, worker, at_s, for_s=None):
+    """Return the crash of a worker."""
+    return {"kind": "crash", "pool": pool, "worker": worker, "at_s": at_s, "for_s": for_s}
+
+
 def service(**more):
     """Return times that add up by hand; of capacity, what is given stands above the rest."""
     held = {name: more.pop(name) for name in list(more) if name in Capacity.__slots__}

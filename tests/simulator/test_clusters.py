@@ -243,6 +243,20 @@ def test_what_the_prefix_cache_made_needless_is_dropped_with_its_request():
     assert done.flow.pictures.encoding == {}
 
 
+def test_what_the_prefix_cache_made_needless_is_dropped_when_its_prompt_leaves():
+    """As above, but its KV is on its way to another worker when its picture is still on the wire."""
+    wires = {("prefill", "decode"): {"release": "request"}}
+    pools = pool("preprocess+encode"), pool("prefill"), pool("decode")
+    plan = cluster(*pools, wires=wires, release="item", bandwidth_bytes_per_s=10.0)
+    items = pictures([1, 1], [40, 40], content=[1, 2], before=[20, 20])
+    links = {"parent": [-1, 0], "shared_text_tokens": [0, 50], "shared_items": [0, 1]}
+    requests = asked([50, 80], [1, 3], [0.0, 100.0], items=items, **links)
+    trace = serve(plan, requests, service(step_base_s=STEP_S, patch_s=0.2))
+    assert trace.columns["cached_tokens"].tolist() == [0, 90]
+    assert trace.columns["joined_s"][1] == pytest.approx(100.1 + 12.0)  # 8 s of encoding and 4 s on the wire are less
+    assert {link.source: link.sent_bytes for link in trace.links} == {"preprocess+encode": 40.0, "prefill": 120.0}
+
+
 def test_who_is_preempted_where_it_decodes_goes_on_there():
     """Its pictures come again over that pool's own link, and its KV stays."""
     pools = pool("preprocess+encode"), pool("prefill", serves="media"), pool("prefill+decode")

@@ -24,12 +24,13 @@ from costmodel import (
 )
 from costmodel.memory import PARTS, kv_bytes_per_request, memory
 from simulator import Pool, ServingPlan, check, simulate, traffic
+from simulator.capacity import parts_of
 from simulator.decoding import DecodeSet
 from simulator.prompt import Item, Layers, Prompt, Prompts, places, works_of
 from simulator.request import Items, requests_of
 from simulator.service import Capacity, LinearService, ReadRule
 from simulator.serving_plan import Method
-from simulator.step_service import StepService, parts_of
+from simulator.step_service import StepService
 from tests.simulator import fuzz
 
 A100, H100 = "a100-sxm4-80gb", "h100-sxm5-80gb"

@@ -4,7 +4,8 @@ import pytest
 
 from costmodel.errors import DoesNotFit, Unsupported
 from simulator import Pool, ServingPlan, simulate
-from simulator.step_service import StepService, parts_of
+from simulator.capacity import parts_of
+from simulator.step_service import StepService
 from simulator.topology import STAGES, Link, Topology, encoders_for_others, preprocessors_of
 from tests.simulator.clusters import asked, cluster, pictures, pool, service
 

@@ -1,12 +1,19 @@
-"""Random troubles for the fuzz tests: failures, workers that come, go and change their role, shared devices."""
+"""Random troubles for the fuzz tests: failures, workers that come, go and change their role, shared devices.
 
+`python -m tests.simulator.trouble_fuzz 5000 1` and `python -m tests.simulator.trouble_fuzz 17/42` do what they do in
+`tests.simulator.cluster_fuzz`.
+"""
+
+import sys
 from dataclasses import replace
 
 from hypothesis import strategies as st
 
+from simulator import simulate
+from simulator.engine import NOT_BACK
 from simulator.rules import Control, Failure, Move, Scaling
 from simulator.topology import Topology
-from tests.simulator.cluster_fuzz import clusters, moody
+from tests.simulator.cluster_fuzz import clusters, faults_of, main, moody
 from tests.simulator.fuzz import services, traffic
 
 FASTER = 100
@@ -84,3 +91,17 @@ def troubled(draw):
     plan = plan.model_copy(update={**troubles, "policies": plan.policies.model_copy(update=after)})
     service = replace(draw(services()), embedding_token_bytes=100.0, kv_token_bytes=50.0, kv_layers=4)
     return type(plan).model_validate(plan.model_dump(by_alias=True)), draw(moody(draw(traffic()))), service
+
+
+def troubles_of(plan, requests, service):
+    """Return what breaks; where all that fails is repaired, nobody may end for want of it."""
+    faults = faults_of(plan, requests, service)
+    if all(failure.for_s is not None for failure in plan.failures):
+        reasons = simulate(plan, requests, service=service).reasons
+        lost = [request for request, reason in reasons.items() if reason == NOT_BACK]
+        faults += [f"given up though all is repaired: {lost}"] if lost else []
+    return faults
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:], troubled(), troubles_of)
