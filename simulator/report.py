@@ -75,6 +75,9 @@ class Report:
         How often requests began anew.
     paid_worker_s : mapping
         By pool, for how long its workers were paid, all together [s].
+    classes : mapping
+        By priority, where requests have several: how many arrived and finished, time to first token and end to end, and
+        attainment.
     utilisation, links, queues : mapping
         By pool and stage, and by link, the share of time in use; mean requests that wait.
     bottleneck : str
@@ -102,6 +105,7 @@ class Report:
     failures: Mapping[str, int]
     retries: int
     paid_worker_s: Mapping[str, float]
+    classes: Mapping[str, Mapping[str, Any]]
     utilisation: Mapping[str, Mapping[str, float]]
     links: Mapping[str, float]
     queues: Mapping[str, float]
@@ -147,7 +151,7 @@ def report(trace: Trace, slo: Slo | None = None) -> Report:
         e2e_s=Spread.of(trace.e2e_s[done]),
         throughput_requests_per_s=_over(n_done, span),
         throughput_tokens_per_s=_over(tokens, span),
-        slo_attainment=_attainment(trace, slo, passing),
+        slo_attainment=_attainment(len(trace), slo, passing),
         goodput_requests_per_s=_over(n_good, span) if promised else None,
         cost_per_request_usd=_cost(use, n_done),
         cost_per_good_request_usd=_cost(use, n_good) if promised else None,
@@ -159,6 +163,7 @@ def report(trace: Trace, slo: Slo | None = None) -> Report:
         failures=dict(Counter(failure.kind for failure in trace.failures)),
         retries=int(trace.columns["retries"].sum()),
         paid_worker_s={one.pool.name: trace.paid_s(one) for one in trace.pools},
+        classes=_classes(trace, slo, passing),
         utilisation=use.utilisation,
         links=use.links,
         queues=queues(trace),
@@ -199,14 +204,31 @@ def _passing(trace: Trace, slo: Slo) -> dict[str, Any]:
     return {**kept, "joint": joint, "all": joint & kept["e2e"]}
 
 
-def _attainment(trace: Trace, slo: Slo, passing: Mapping[str, Any]) -> dict[str, float | None]:
+def _classes(trace: Trace, slo: Slo, passing: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what each priority got, the most urgent first; nothing where all are alike."""
+    priority, done = trace.requests.priority, trace.finished
+    found = {}
+    for level in np.unique(priority) if len(priority) else ():
+        mine = priority == level
+        kept = {name: some & mine for name, some in passing.items()}
+        found[str(level)] = {
+            "arrived": int((mine & ~np.isnan(trace.columns["arrival_s"])).sum()),
+            "finished": int((mine & done).sum()),
+            "ttft_s": Spread.of(trace.ttft_s[mine & done]),
+            "e2e_s": Spread.of(trace.e2e_s[mine & done]),
+            "slo_attainment": _attainment(int(mine.sum()), slo, kept),
+        }
+    return found if len(found) > 1 else {}
+
+
+def _attainment(n: int, slo: Slo, passing: Mapping[str, Any]) -> dict[str, float | None]:
     promised = {
         "ttft": slo.ttft_s is not None,
         "tpot": slo.tpot_s is not None,
         "joint": slo.ttft_s is not None or slo.tpot_s is not None,
         "e2e": slo.e2e_s is not None,
     }
-    return {name: _over(int(passing[name].sum()), len(trace)) if said else None for name, said in promised.items()}
+    return {name: _over(int(passing[name].sum()), n) if said else None for name, said in promised.items()}
 
 
 def _cost(use: Use, n_requests: int) -> float | None:

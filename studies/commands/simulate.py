@@ -159,8 +159,9 @@ def _show(to: Console, plan: ServingPlan, every: Mapping[str, Report], sure: Map
         counts = ", ".join(f"{value:,} {key}" for key, value in one.requests.items() if value)
         head = f"{plan.model} on {serving.devices_of(plan)}, {name} batches: {counts}"
         ends = [f"{count:,} without an answer: {reason}" for reason, count in one.reasons.items()]
-        links = [_links(plan, one)] if one.links else []
-        parts: list[RenderableType] = [head, _latencies(one), _figures(one), _pools(plan, one), *links]
+        more = [_classes(one)] if one.classes else []
+        more += [_links(plan, one)] if one.links else []
+        parts: list[RenderableType] = [head, _latencies(one), _figures(one), _pools(plan, one), *more]
         sections(to, *parts, *ends, f"Bottleneck: {one.bottleneck}")
         to.print()
     if sure:
@@ -177,6 +178,18 @@ def _pools(plan: ServingPlan, one: Report) -> Table:
         used = (percent(shares[stage]) if stage in shares else MISSING for stage in (*STAGES, "idle"))
         rows.append((pool.name, where, f"{pool.replicas:,}", *used))
     return table(("time of pool", "devices", "workers", *STAGES, "idle"), rows, left=2)
+
+
+def _classes(one: Report) -> Table:
+    """Return what requests of each priority got."""
+    rows = []
+    for level, held in one.classes.items():
+        times = (held["ttft_s"].p50, held["ttft_s"].p99, held["e2e_s"].mean)
+        shown = (MISSING if value is None else seconds(value) for value in times)
+        share = held["slo_attainment"]["joint"]
+        counts = (f"{held['arrived']:,}", f"{held['finished']:,}")
+        rows.append((level, *counts, *shown, MISSING if share is None else percent(share)))
+    return table(("priority", "arrived", "finished", "TTFT p50", "TTFT p99", "end to end", "kept"), rows)
 
 
 def _links(plan: ServingPlan, one: Report) -> Table:

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from costmodel.step import Chunk
 from simulator import Pool, ServingPlan, Slo, check, report, simulate, traffic
 from simulator.goodput import attained_rate, max_rate, serves_90, serves_p99
 from simulator.report import Spread, confidence
+from simulator.request import requests_of
 from simulator.rows import write_rows
 from simulator.service import LinearService
+from simulator.serving_plan import Policies
 from simulator.step_service import StepService
 from simulator.steplog import MOST_GAPS, StepLog
 from simulator.timeline import write_timeline
@@ -273,3 +276,17 @@ def test_bad_input_gets_one_line_and_exit_code_2(capsys, arguments, words):
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_each_priority_has_figures_of_its_own_and_one_alone_has_none():
+    """Ten requests come at once to a worker that runs one at a time: the urgent five are served first."""
+    urgent = np.arange(10) % 2
+    requests = replace(requests_of(np.zeros(10), np.full(10, 10), np.full(10, 2)), priority=urgent)
+    plan = ServingPlan(model="any", pools=(Pool(hardware="any", max_batch=1),), policies=Policies(order="priority"))
+    times = LinearService(step_base_s=0.1)
+    found = report(simulate(plan, requests, service=times), Slo(ttft_s=1.0)).classes
+    assert list(found) == ["0", "1"]
+    assert [one["finished"] for one in found.values()] == [5, 5]
+    assert found["0"]["ttft_s"].p99 < found["1"]["ttft_s"].p50
+    assert found["0"]["slo_attainment"]["ttft"] == 1.0 > found["1"]["slo_attainment"]["ttft"]
+    assert report(simulate(plan, replace(requests, priority=np.zeros(10, dtype=int)), service=times)).classes == {}
