@@ -11,10 +11,10 @@ import numpy as np
 from simulator.background import Background
 from simulator.clock import FIRST, Clock
 from simulator.control import Controller
-from simulator.cpu import ahead
 from simulator.express import Express
 from simulator.failures import Failures
-from simulator.flow import TOO_LONG, Flow
+from simulator.flow import Flow
+from simulator.foresight import Arrivals, dealt, does_everything, has_one_way, nothing_happens, ready_for
 from simulator.hooks import Alone, Inbox
 from simulator.network import Network
 from simulator.pool_run import PoolRun
@@ -23,7 +23,7 @@ from simulator.service import Service
 from simulator.serving_plan import ServingPlan
 from simulator.steplog import pooled
 from simulator.tape import Tape
-from simulator.topology import STAGES, Stage
+from simulator.topology import Stage
 from simulator.trace import LinkTrace, PoolTrace, Trace
 from simulator.workforce import Workforce, pool_runs
 
@@ -99,8 +99,8 @@ def _check_stages(plan: ServingPlan, requests: Requests) -> None:
 class Simulation:
     """One run: arrivals, and the pools that they go through, on one clock.
 
-    Where no arrival depends on an answer and one pool does everything, what happens before its workers is known
-    beforehand and needs no events, but for the choice of a worker that depends on the others.
+    Where no arrival depends on an answer, when requests are preprocessed is known beforehand (`simulator.foresight`);
+    where workers do everything and take turns, there is no event of an arrival at all.
     """
 
     def __init__(
@@ -128,17 +128,19 @@ class Simulation:
         self.conversation, self.unfinished = _conversations(requests)
         self.is_open = not requests.concurrency and not self.followers
         self.patient = bool(np.isinf(requests.patience_s).all())
-        self.plain = self.is_open and self.patient and _is_plain(plan)
         self.network = Network(self.clock, plan, self.runs, resolved=self.resolved, tape=self.tape)
         self.flow = Flow(self.network, self._ended)
+        self.is_foreseen = self.is_open and self.patient and nothing_happens(plan) and has_one_way(self.network)
         inboxes: list[Inbox] = []
         alone: Alone | None = None
-        if self.plain:
-            order, times_s = self._ready_ahead(first)
-            if first.pool.replicas == 1 or plan.policies.router == "round-robin":
-                alone, inboxes = Alone(self._ended), self._dealt(order, times_s)
+        if self.is_foreseen:
+            ready, self.n_ended = ready_for(self.flow, self.tape, len(requests), self.service.request_s)
+            if not does_everything(plan):
+                Arrivals(self.clock, ready, self.flow.go_on)
+            elif first.pool.replicas == 1 or plan.policies.router == "round-robin":
+                alone, inboxes = Alone(self._ended), dealt(self.tape, first.pool.replicas, ready)
             else:
-                alone = Express(self.network, self._ended, first, order=order, times_s=times_s)
+                alone = Express(self.network, self._ended, first, ready)
         workforce = Workforce(self.flow, leaps=leaps, alone=alone)
         self.workers = workforce.workers
         for run in self.runs:
@@ -155,12 +157,9 @@ class Simulation:
     def run(self) -> None:
         """Let everything happen."""
         requests = self.requests
-        if self.plain:
-            self.clock.run()
-            return
         for _ in range(requests.concurrency):
             self._next_user(0.0)
-        if not requests.concurrency:
+        if not requests.concurrency and not self.is_foreseen:
             self._feed()
         self.clock.run()
         while self.network.lacks_something() and self.n_ended < len(requests):  # a worker or a link will not come back
@@ -169,39 +168,6 @@ class Simulation:
                 if self.tape.state[request] not in ENDS:
                     self.flow.leave(request, State.FAILED, NOT_BACK)
             self.clock.run()
-
-    # Arrivals that are known
-
-    def _ready_ahead(self, run: PoolRun) -> tuple[list[int], list[float]]:
-        """Return all requests in the order in which they are ready for workers, and when [s]."""
-        requests, tape = self.requests, self.tape
-        tape.times["arrival_s"][:] = requests.arrival_s
-        tokens = np.array(self.resolved.most_tokens, dtype=np.int64)
-        fits = tokens <= run.limits.kv_blocks * run.limits.block_tokens
-        for request in np.flatnonzero(~fits).tolist():
-            tape.end(request, State.REJECTED, TOO_LONG, float(requests.arrival_s[request]))
-            self.n_ended += 1
-        order, times = np.flatnonzero(fits).tolist(), (requests.arrival_s[fits] + self.service.request_s).tolist()
-        if not self.resolved.preprocess_s.any() or run.station is None:
-            return order, times
-        tasks = [run.tasks(request) for request in order]
-        for request, some in zip(order, tasks, strict=True):
-            if some:
-                tape.move(request, State.PREPROCESSING)
-                tape.preprocess_s[request] = sum(some)
-        run.station.busy_s = float(sum(sum(some) for some in tasks))
-        done, rank = ahead(times, tasks, run.station.servers)
-        return [order[i] for i in rank], [done[i] for i in rank]
-
-    def _dealt(self, order: list[int], times_s: list[float]) -> list[Inbox]:
-        """Return the inboxes of workers that take requests in turn, as `simulator.routing.RoundRobin` does."""
-        n = self.runs[0].pool.replicas
-        if n == 1:
-            return [Inbox(order, times_s)]
-        place = np.array(order, dtype=np.int64) % n
-        self.tape.counts["worker"][order] = place
-        mine = [np.flatnonzero(place == slot).tolist() for slot in range(n)]
-        return [Inbox([order[i] for i in some], [times_s[i] for i in some]) for some in mine]
 
     # Arrivals on the clock
 
@@ -292,18 +258,6 @@ class Simulation:
             preprocess_workers=run.n_preprocess_workers if run.station is not None else 0,
             preprocess_busy_s=0.0 if run.station is None else run.station.busy_s,
         )
-
-
-def _is_plain(plan: ServingPlan) -> bool:
-    """Return whether each worker does everything, and nothing happens to one."""
-    pools = plan.pools
-    return (
-        len(pools) == 1
-        and set(pools[0].stages) == set(STAGES)
-        and plan.policies.admission == "all"
-        and not plan.failures
-        and plan.control is None
-    )
 
 
 def _followers(requests: Requests) -> dict[int, list[int]]:

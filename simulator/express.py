@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from simulator.clock import FIRST, Moment
+from simulator.foresight import Arrivals, Ready
 from simulator.hooks import Alone
 from simulator.network import Network
 from simulator.pool_run import PoolRun
@@ -22,37 +22,21 @@ class Express(Alone):
         Called with each request that has ended.
     run : PoolRun
         The pool.
-    order, times_s : sequence
-        Requests that fit, and when each is ready for a worker [s].
+    ready : Ready
+        Requests that fit, and when each is ready for a worker.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        on_end: Callable[[int], None],
-        run: PoolRun,
-        *,
-        order: Sequence[int],
-        times_s: Sequence[float],
-    ) -> None:
+    def __init__(self, network: Network, on_end: Callable[[int], None], run: PoolRun, ready: Ready) -> None:
         super().__init__(on_end)
         self.clock, self.tape, self.view = network.clock, network.tape, network.view
         self.run, self.prompt_tokens = run, run.resolved.prompt_tokens
-        self.order, self.times_s = order, times_s
-        self._place = 0  # of the next arrival
-        if order:
-            self.clock.at(times_s[0], self._arrive, FIRST)
+        Arrivals(self.clock, ready, self._arrive)
 
-    def _arrive(self, event: Moment) -> None:
-        """Give the next request to a worker."""
-        place = self._place
-        request = self.order[place]
-        self._place = place = place + 1
-        if place < len(self.order):
-            self.clock.at(self.times_s[place], self._arrive, FIRST)
+    def _arrive(self, request: int) -> None:
+        """Give a request to a worker."""
         run = self.run
         loads = run.loads
-        slot = run.router.route(self.view(request, run), loads.seen(event.time_s))
+        slot = run.router.route(self.view(request, run), loads.seen(self.clock.now))
         loads.give(slot, tokens=self.prompt_tokens[request])
         self.tape.worker[request] = slot
         run.workers[slot].enqueue(request)

@@ -64,6 +64,23 @@ class Flow:
         else:
             self.prompts.place(journey)
 
+    def fits(self, request: int) -> bool:
+        """Return whether a request fits some pool."""
+        first = self.network.resolved.first_item
+        fronts = self.network.fronts[first[request + 1] > first[request]]
+        return any(self._fits(request, run) for run in fronts)
+
+    def go_on(self, request: int) -> None:
+        """Take in a request that fits and is preprocessed, where there is one way for it."""
+        network, first = self.network, self.network.resolved.first_item
+        media = first[request + 1] > first[request]
+        journey = network.journeys[request] = Journey(request, network.fronts[media][0])
+        journey.comes = False
+        if media:
+            self.pictures.go_on(journey)
+        else:
+            self.prompts.place(journey)
+
     def _again(self, request: int) -> None:
         """Try once more, if the client has not left."""
         if self.network.tape.state[request] == State.EXPECTED and request not in self.network.journeys:

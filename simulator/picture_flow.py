@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from simulator.journey import DONE, LANDED, QUEUED, SENDING, Journey
 from simulator.network import Network, lightest
+from simulator.pool_run import PoolRun
 from simulator.prompt_flow import PromptFlow
 from simulator.received import Received
 from simulator.request import NONE, State
@@ -33,9 +34,7 @@ class PictureFlow:
     def begin(self, journey: Journey) -> None:
         """Preprocess the pictures of a request."""
         network, request = self.network, journey.request
-        if not journey.front.pool.runs("encode"):
-            journey.encoders = lightest(network.encoders)
-        run = journey.preprocessor = lightest(network.preprocessors[(journey.encoders or journey.front).pool.name])
+        run = self._choose(journey)
         assert run.station is not None  # noqa: S101 - checked when the run began
         tasks = run.tasks(request)
         if not tasks:
@@ -44,6 +43,18 @@ class PictureFlow:
         network.tape.move(request, State.PREPROCESSING)
         network.tape.preprocess_s[request] = sum(tasks)
         run.station.submit(request, tasks)
+
+    def _choose(self, journey: Journey) -> PoolRun:
+        network = self.network
+        if not journey.front.pool.runs("encode"):
+            journey.encoders = lightest(network.encoders)
+        run = journey.preprocessor = lightest(network.preprocessors[(journey.encoders or journey.front).pool.name])
+        return run
+
+    def go_on(self, journey: Journey) -> None:
+        """Take in a request whose pictures are preprocessed, as was known before."""
+        self._choose(journey)
+        self._send_pixels(journey)
 
     def preprocessed(self, request: int) -> None:
         """Go on with a request whose pictures are preprocessed."""
