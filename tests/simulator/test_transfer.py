@@ -121,7 +121,7 @@ def test_bytes_of_embeddings_are_what_the_service_says_of_every_item():
 def test_bytes_of_kv_are_what_the_service_says_of_every_prompt(layerwise):
     plan = cluster(pool("prefill", workers=2), pool("decode"), mode="reserve", layerwise=layerwise, per="pool")
     requests = asked([500, 70, 30], [2, 5, 1], max_output_tokens=[2, 5, 2])
-    trace = serve(plan, requests, service(kv_token_bytes=8.0, kv_layers=4, chunk_tokens=64))
+    trace = serve(plan, requests, service(kv_token_bytes=8.0, kv_layers=4, chunk_tokens=64, token_s=1e-3))
     early = 8.0 * 30 * 3 / 4 if layerwise else 0.0  # of the last, nothing is needed behind its first token
     assert len(trace.links) == 1
     assert trace.links[0].sent_bytes == pytest.approx(8.0 * 570 + early)
