@@ -46,6 +46,8 @@ class Batch(Sequences):
             self.chunks, self.owners, self.finishing, self.admitted = [], [], [], []
         if self.preempted:
             self.preempted, self.returned = [], []
+        if self.paused:  # for a prompt that was preempted instead
+            self._resume()
         self.decodes = self.reserved = self._may_fit_later = False
         if self._from_others:
             self._take_from_others()
@@ -99,6 +101,12 @@ class Batch(Sequences):
             else:
                 self._pause_one(request)
         return len(self.paused)
+
+    def _resume(self) -> None:
+        """Let the sequences decode again that had no budget."""
+        for request, context, left in self.paused:
+            self.decode.join(request, context, left)
+        self.paused.clear()
 
     def _pause_one(self, request: int) -> None:
         if self.decode.needs_block(request):  # it waits with the sequence
@@ -241,9 +249,7 @@ class Batch(Sequences):
                     self.encoder.computed(request, start + tokens)
         for request in self.finishing:
             self._begin(request, ended)
-        for request, context, left in self.paused:
-            decode.join(request, context, left)
-        self.paused.clear()
+        self._resume()
         return ended, self.finishing
 
     def _begin(self, request: int, ended: list[int]) -> None:

@@ -293,6 +293,16 @@ def test_who_joins_may_be_preempted_at_once():
     assert trace.columns["preemptions"].tolist() == [0, 1, 2]
 
 
+def test_who_had_no_budget_decodes_when_the_prompt_that_took_it_is_preempted():
+    """The first, computed elsewhere, stands behind chunks of the second until these fill the cache at 0.55 s."""
+    plan = cluster(
+        pool("prefill"), pool("prefill+decode", token_budget=10, max_batch=4), policies={"order": "shortest"}
+    )
+    trace = serve(plan, asked([10, 60], [5, 1], [0.0, 0.05]), service(step_base_s=STEP_S, kv_blocks=65))
+    assert trace.columns["preemptions"].tolist() == [0, 1]
+    assert trace.columns["finish_s"][0] == pytest.approx(0.55 + 4 * STEP_S)
+
+
 def test_what_preemption_frees_is_offered_though_the_worker_falls_idle():
     """The first preempts itself at 7.1 s and waits; the third has room from then on, and the wire with the second."""
     plan = cluster(pool("prefill"), pool("prefill+decode", serves="media"), bandwidth_bytes_per_s=2.0)

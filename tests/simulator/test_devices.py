@@ -164,7 +164,7 @@ def test_the_memory_of_a_device_is_given_out_once(stages):
 
 
 def test_weights_of_two_leave_much_less_than_those_of_one():
-    """15.2 GB of weights of the language model twice, and once the encoder's 1.3 GB, of 80 GiB at 0.92."""
+    """15.2 GB of weights of the language model twice, and once the encoder's 1.4 GB, of 92 % of 85.5 GB."""
     alone = blocks(model_plan(pool("preprocess+encode+prefill+decode", hardware=DEVICE)))[0]
     both = blocks(together("preprocess+encode+prefill", "decode"))
     assert both[0] == both[1]
