@@ -165,6 +165,7 @@ def test_the_published_split_over_images_is_rounds_of_encoders(encoders, publish
         assert found_s == pytest.approx(expected_s, rel=0.07)
 
 
+@pytest.mark.slow
 def test_two_exponential_encoders_fork_and_join_as_nelson_and_tantawi_say():
     """Two pictures each, one for every encoder: (12 - rho) / 8 times the time in one queue."""
     load, n, found = 0.6, N, []
@@ -315,6 +316,7 @@ def test_a_shared_wire_stays_as_processor_sharing_says_whatever_the_sizes(law):
     agree(found, 1 / (1 - load))
 
 
+@pytest.mark.slow
 def test_embeddings_on_the_wire_of_a_pool_share_it_as_processor_sharing_says():
     """Encoders that take no time send pictures of one size at random times."""
     load, n, found = 0.6, N, []

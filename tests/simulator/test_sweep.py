@@ -46,12 +46,14 @@ def md1_waits_at_most_two(load):
     return (1 - load) * (math.exp(2 * load) - load * math.exp(load))
 
 
+@pytest.mark.slow
 def test_the_knee_of_a_steady_server_is_at_two_thirds_of_its_capacity(md1):
     """M/D/1: T = 1 + load / (2 (1 - load)), which is twice that of one alone at 2/3."""
     assert md1.alone_s == pytest.approx(1.0, rel=1e-3)
     assert md1.knee_per_s == pytest.approx(2 / 3, rel=0.04)
 
 
+@pytest.mark.slow
 def test_the_knee_of_an_exponential_server_is_at_half_of_its_capacity():
     """M/M/1: T = 1 / (1 - load), and the largest power (Kleinrock) is at the same place."""
     draws = np.random.default_rng(5).exponential(1.0, 10_000)

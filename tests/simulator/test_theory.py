@@ -98,6 +98,7 @@ def erlang_c(servers, offered):
     return last / (sum(terms) + last)
 
 
+@pytest.mark.slow
 def test_several_servers_wait_as_mmc():
     servers, load = 3, 0.75
     found = []
@@ -143,6 +144,7 @@ def test_what_is_known_ahead_is_what_happens():
     assert [done[i] for i in order] == sorted(done)
 
 
+@pytest.mark.slow
 def test_cpu_and_worker_in_tandem_stay_as_burke_says():
     """Poisson in, Poisson out: the worker behind an exponential station waits as if it were alone (M/D/1)."""
     cpu_load, found, step_s = 0.6, [], 0.7
