@@ -35,6 +35,7 @@ class Batch(Sequences):
         self.ended_decoding = 0
         self._has_items = bool(resolved.item_start)
         self._from_others = duty is not None  # whether there may be anything
+        self.loaded = 0  # blocks that this step brings from the host
         self._taken = 0  # blocks that decoding sequences took for this step, or for the steps of a leap so far
         self._may_fit_later = False  # whether the head of the queue fits once less of its prompt is cached
 
@@ -47,6 +48,7 @@ class Batch(Sequences):
         if self.preempted:
             self.preempted, self.returned = [], []
         self.decodes = self.reserved = self._may_fit_later = False
+        self.loaded = 0
         if self._from_others:
             self._take_from_others()
         if self._has_items and (self.queue or self.started):
@@ -166,12 +168,12 @@ class Batch(Sequences):
         block = limits.block_tokens
         while queue and budget and len(running) < limits.max_sequences:
             request = queue[0]
-            hit = reused = 0
-            shares = limits.prefix_caching and request in kv.leaves
+            hit = reused = loaded = 0
+            shares = request in kv.leaves
             if shares:
                 goal = self.target.get(request) or self.resolved.prompt_tokens[request]
-                hit, reused = kv.hit(request, (goal - 1) // block)
-            start = hit * block
+                hit, reused, loaded = kv.found(request, (goal - 1) // block)
+            start = (hit + loaded) * block
             tokens, plan = self._chunk(request, start, budget)
             need = self.resolved.prefill_blocks(request, start + tokens) - hit
             if not tokens or need + reused > kv.free:
@@ -181,6 +183,9 @@ class Batch(Sequences):
             if shares:
                 kv.hold(request, hit)
             kv.take(need)
+            if loaded:
+                kv.load(request, loaded)
+                self.loaded += loaded
             running[request] = None
             self.admitted.append((request, start))
             self._add(request, start, tokens, plan)

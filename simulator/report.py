@@ -75,6 +75,10 @@ class Report:
         In words.
     preemptions, cached_prompt_share, encoder_hit_share : float
         Preemptions, share of prompt tokens and of encodings that came from caches.
+    host_loaded_tokens, host_loaded_bytes : float
+        Prompt tokens whose KV was loaded from hosts instead of computed, and its bytes; within the cached ones.
+    store_hit_share, store_fetched_bytes, store_written_bytes : float
+        Share of items that the store of embeddings had, and what it sent and took.
     span_s, wall_s, cpu_s, events
         Simulated time, what the run took [s], events on the clock.
     """
@@ -100,6 +104,11 @@ class Report:
     preemptions: int
     cached_prompt_share: float
     encoder_hit_share: float
+    host_loaded_tokens: int
+    host_loaded_bytes: float
+    store_hit_share: float
+    store_fetched_bytes: float
+    store_written_bytes: float
     span_s: float
     wall_s: float
     cpu_s: float
@@ -154,6 +163,11 @@ def report(trace: Trace, slo: Slo | None = None) -> Report:
         preemptions=int(trace.columns["preemptions"].sum()),
         cached_prompt_share=_over(float(trace.columns["cached_tokens"][done].sum()), prompt),
         encoder_hit_share=_over(trace.encoder_hits, encodings),
+        host_loaded_tokens=sum(one.host_loaded_tokens for one in trace.pools),
+        host_loaded_bytes=sum(one.host_loaded_bytes for one in trace.pools),
+        store_hit_share=_over(trace.store.hits, trace.store.hits + trace.store.misses),
+        store_fetched_bytes=trace.store.fetched_bytes,
+        store_written_bytes=trace.store.written_bytes,
         span_s=span,
         wall_s=trace.wall_s,
         cpu_s=trace.cpu_s,

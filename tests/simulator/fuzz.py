@@ -12,6 +12,16 @@ from simulator.serving_plan import Policies
 SIZES = (Image(280, 280), Image(560, 560), Image(1120, 560))
 
 
+KV_TOKEN_BYTES = 50.0
+
+
+@st.composite
+def hosts(draw):
+    """Return what a pool says of KV in its hosts' memory: nothing, or room for a few or for many blocks."""
+    held = draw(st.sampled_from([0.0, 0.0, 5e3, 3e4, 1e6]))
+    return {"host_cache_bytes": held, "host_bandwidth_bytes_per_s": draw(st.sampled_from([1e4, 1e6, 1e12]))}
+
+
 @st.composite
 def services(draw):
     rules = draw(
@@ -26,6 +36,7 @@ def services(draw):
         token_s=draw(st.sampled_from([1e-5, 1e-4])),
         sequence_s=1e-5,
         key_s=1e-7,
+        kv_token_bytes=KV_TOKEN_BYTES,
         patch_s=draw(st.sampled_from([0.0, 1e-5])),
         pixel_s=draw(st.sampled_from([0.0, 1e-8])),
         request_s=draw(st.sampled_from([0.0, 0.003])),
@@ -79,15 +90,17 @@ def traffic(draw):
 
 @st.composite
 def plans(draw):
+    shares = draw(st.booleans())
     pool = Pool(
         hardware="any",
         workers=draw(st.sampled_from([1, 1, 2])),
         long_prefill_tokens=draw(st.sampled_from([0, 64])),
         preprocess_by=draw(st.sampled_from(["request", "item"])),
+        **(draw(hosts()) if shares else {}),
     )
     policies = Policies(
         batch=draw(st.sampled_from(["vllm", "sglang", "sarathi", "static"])),
         router=draw(st.sampled_from(["round-robin", "least-requests", "least-tokens"])),
-        prefix_caching=draw(st.booleans()),
+        prefix_caching=shares,
     )
     return ServingPlan(model="any", pools=(pool,), policies=policies)
