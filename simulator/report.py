@@ -75,10 +75,10 @@ class Report:
         In words.
     preemptions, cached_prompt_share, encoder_hit_share : float
         Preemptions, share of prompt tokens and of encodings that came from caches.
-    host_loaded_tokens, host_loaded_bytes : float
-        Prompt tokens whose KV was loaded from hosts instead of computed, and its bytes; within the cached ones.
-    store_hit_share, store_fetched_bytes, store_written_bytes : float
-        Share of items that the store of embeddings had, and what it sent and took.
+    shared_caches : mapping
+        host_loaded_tokens and host_loaded_bytes: prompt tokens whose KV was loaded from hosts instead of computed (they
+        count as cached), and its bytes. store_hit_share, store_fetched_bytes and store_written_bytes: share of items
+        that the store of embeddings had, and what it sent and took.
     span_s, wall_s, cpu_s, events
         Simulated time, what the run took [s], events on the clock.
     """
@@ -104,11 +104,7 @@ class Report:
     preemptions: int
     cached_prompt_share: float
     encoder_hit_share: float
-    host_loaded_tokens: int
-    host_loaded_bytes: float
-    store_hit_share: float
-    store_fetched_bytes: float
-    store_written_bytes: float
+    shared_caches: Mapping[str, float]
     span_s: float
     wall_s: float
     cpu_s: float
@@ -138,7 +134,6 @@ def report(trace: Trace, slo: Slo | None = None) -> Report:
     n_good = int(passing["all"].sum())
     tpot = Spread.of(trace.tpot_s[done])
     prompt = int(trace.prompt_tokens[done].sum())
-    encodings = trace.encoder_hits + trace.encoder_misses
     return Report(
         requests=_counts(trace),
         ttft_s=Spread.of(trace.ttft_s[done]),
@@ -162,17 +157,24 @@ def report(trace: Trace, slo: Slo | None = None) -> Report:
         bottleneck=bottleneck(trace, use),
         preemptions=int(trace.columns["preemptions"].sum()),
         cached_prompt_share=_over(float(trace.columns["cached_tokens"][done].sum()), prompt),
-        encoder_hit_share=_over(trace.encoder_hits, encodings),
-        host_loaded_tokens=sum(one.host_loaded_tokens for one in trace.pools),
-        host_loaded_bytes=sum(one.host_loaded_bytes for one in trace.pools),
-        store_hit_share=_over(trace.store.hits, trace.store.hits + trace.store.misses),
-        store_fetched_bytes=trace.store.fetched_bytes,
-        store_written_bytes=trace.store.written_bytes,
+        encoder_hit_share=_over(trace.encoder_hits, trace.encoder_hits + trace.encoder_misses),
+        shared_caches=_shared_caches(trace),
         span_s=span,
         wall_s=trace.wall_s,
         cpu_s=trace.cpu_s,
         events=trace.events,
     )
+
+
+def _shared_caches(trace: Trace) -> dict[str, float]:
+    store = trace.store
+    return {
+        "host_loaded_tokens": sum(one.host_loaded_tokens for one in trace.pools),
+        "host_loaded_bytes": sum(one.host_loaded_bytes for one in trace.pools),
+        "store_hit_share": _over(store.hits, store.hits + store.misses),
+        "store_fetched_bytes": store.fetched_bytes,
+        "store_written_bytes": store.written_bytes,
+    }
 
 
 def _over(value: float, by: float) -> float:

@@ -153,7 +153,7 @@ def faults_of(plan, requests, service):
     trace = run.trace(0, 0.0, 0.0)
     stepped = simulate(plan, requests, service=service, leaps=False)
     faults = [*broken_laws(trace), *left_over(run), *(f"stepped: {line}" for line in broken_laws(stepped))]
-    if not same(trace, stepped):
+    if not same(trace, stepped) or trace.store != stepped.store:
         faults.append("leaps differ from steps")
     if not same(trace, simulate(plan, requests, service=service)):
         faults.append("two runs differ")
