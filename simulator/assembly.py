@@ -9,6 +9,7 @@ from costmodel import hardware as devices
 from costmodel import load_engine, load_hardware
 from costmodel.errors import Unsupported
 from costmodel.hardware import HardwareProfile
+from simulator.rules import Store
 from simulator.serving_plan import ServingPlan
 from simulator.topology import Link, Pool, Stage, Topology
 
@@ -167,10 +168,12 @@ def _rate(link: devices.Link) -> float:
 def scaled(plan: ServingPlan, times: int) -> ServingPlan:
     """Return the plan with so many times the workers in every pool, and the CPU workers with them.
 
-    Links of a worker come with their worker; one that a pool shares gets so many times its rate.
+    Links of a worker come with their worker; one that a pool shares gets so many times its rate, a store that and so
+    many times its room.
     """
     links = tuple(_scaled_link(link, times) for link in plan.links)
-    return plan.model_copy(update={"pools": scaled_pools(plan.pools, times), "links": links})
+    store = plan.store and _scaled_store(plan.store, times)
+    return plan.model_copy(update={"pools": scaled_pools(plan.pools, times), "links": links, "store": store})
 
 
 def scaled_pools(pools: Iterable[Pool], times: int) -> tuple[Pool, ...]:
@@ -189,6 +192,11 @@ def _scaled_link(link: Link, times: int) -> Link:
     if link.per == "worker":
         return link
     return link.model_copy(update={"bandwidth_bytes_per_s": link.bandwidth_bytes_per_s * times})
+
+
+def _scaled_store(store: Store, times: int) -> Store:
+    rate, room = times * store.bandwidth_bytes_per_s, times * store.capacity_bytes
+    return store.model_copy(update={"bandwidth_bytes_per_s": rate, "capacity_bytes": room})
 
 
 def assumptions(plan: ServingPlan) -> Iterator[str]:

@@ -35,6 +35,7 @@ class Batch(Sequences):
         self.ended_decoding = 0
         self._has_items = bool(resolved.item_start)
         self._from_others = duty is not None  # whether there may be anything
+        self.loaded = 0  # blocks that this step brings from the host
         self._taken = 0  # blocks that decoding sequences took for this step, or for the steps of a leap so far
         self._may_fit_later = False  # whether the head of the queue fits once less of its prompt is cached
 
@@ -42,13 +43,7 @@ class Batch(Sequences):
 
     def form(self, decision: Decision) -> None:
         """Fill in what the next step computes."""
-        if self.chunks:
-            self.chunks, self.owners, self.finishing, self.admitted = [], [], [], []
-        if self.preempted:
-            self.preempted, self.returned = [], []
-        if self.paused:  # for a prompt that was preempted instead
-            self._resume()
-        self.decodes = self.reserved = self._may_fit_later = False
+        self._clear()
         if self._from_others:
             self._take_from_others()
         if self._has_items and (self.queue or self.started):
@@ -66,6 +61,17 @@ class Batch(Sequences):
         if not decision.mixed and not self.chunks:
             self._ready_decode()
         self.decodes = self.decodes and self.decode.size > 0
+
+    def _clear(self) -> None:
+        """Forget the step before."""
+        if self.chunks:
+            self.chunks, self.owners, self.finishing, self.admitted = [], [], [], []
+        if self.preempted:
+            self.preempted, self.returned = [], []
+        if self.paused:  # for a prompt that was preempted instead
+            self._resume()
+        self.decodes = self.reserved = self._may_fit_later = False
+        self.loaded = 0
 
     def _ready_decode(self) -> None:
         """Take the blocks that all decoding sequences need for one step; the last request makes room."""
@@ -174,12 +180,12 @@ class Batch(Sequences):
         block = limits.block_tokens
         while queue and budget and len(running) < limits.max_sequences:
             request = queue[0]
-            hit = reused = 0
-            shares = limits.prefix_caching and request in kv.leaves
+            hit = reused = loaded = 0
+            shares = request in kv.leaves
             if shares:
                 goal = self.target.get(request) or self.resolved.prompt_tokens[request]
-                hit, reused = kv.hit(request, (goal - 1) // block)
-            start = hit * block
+                hit, reused, loaded = kv.found(request, (goal - 1) // block)
+            start = (hit + loaded) * block
             tokens, plan = self._chunk(request, start, budget)
             need = self.resolved.prefill_blocks(request, start + tokens) - hit
             if not tokens or need + reused > kv.free:
@@ -189,6 +195,9 @@ class Batch(Sequences):
             if shares:
                 kv.hold(request, hit)
             kv.take(need)
+            if loaded:
+                kv.load(request, loaded)
+                self.loaded += loaded
             running[request] = None
             self.admitted.append((request, start))
             self._add(request, start, tokens, plan)

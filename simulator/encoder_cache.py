@@ -59,6 +59,10 @@ class EncoderCache:
             self.idle[content] = entry[0]
             self.reclaimable += entry[0]
 
+    def remove(self, content: int) -> None:
+        """Take out an entry that only one needs, who needs it no longer."""
+        self.free += self.entries.pop(content)[0]
+
     @property
     def referenced(self) -> int:
         """Embeddings that somebody needs."""

@@ -16,6 +16,7 @@ from simulator.failures import Failures
 from simulator.flow import Flow
 from simulator.foresight import Arrivals, dealt, does_everything, has_one_way, nothing_happens, ready_for
 from simulator.hooks import Alone, Inbox
+from simulator.host_cache import OffloadedCache
 from simulator.network import Network
 from simulator.pool_run import PoolRun
 from simulator.request import ENDS, NONE, Requests, State
@@ -24,7 +25,7 @@ from simulator.serving_plan import ServingPlan
 from simulator.steplog import pooled
 from simulator.tape import Tape
 from simulator.topology import Stage
-from simulator.trace import LinkTrace, PoolTrace, Trace
+from simulator.trace import LinkTrace, PoolTrace, StoreTrace, Trace
 from simulator.workforce import Workforce, pool_runs
 
 REPORT_EVERY = 1024
@@ -222,6 +223,8 @@ class Simulation:
         """Return what happened."""
         audits = [f"worker {w.index}: {line}" for w in self.workers for line in w.batch.audit()]
         audits += [f"{ends}: {line}" for ends, wire in self.network.wires.items() for line in wire.audit()]
+        if self.network.store is not None:
+            audits += [f"store: {line}" for line in self.network.store.audit()]
         if self.network.journeys:
             audits.append(f"{len(self.network.journeys)} requests are on their way for ever")
         caches = [w.batch.encoder.cache for w in self.workers]
@@ -246,9 +249,11 @@ class Simulation:
             events=self.clock.n_events,
             links=tuple(LinkTrace(*ends, wire.sent_bytes, wire.busy_s) for ends, wire in self.network.wires.items()),
             failures=tuple(self.failures.log),
+            store=StoreTrace() if self.network.store is None else self.network.store.trace(),
         )
 
     def _pool_trace(self, run: PoolRun) -> PoolTrace:
+        offloaded = [w.batch.kv for w in run.workers if isinstance(w.batch.kv, OffloadedCache)]
         return PoolTrace(
             pool=run.pool,
             limits=run.limits,
@@ -257,6 +262,8 @@ class Simulation:
             hours=tuple(tuple(hours) for hours in run.hours),
             preprocess_workers=run.n_preprocess_workers if run.station is not None else 0,
             preprocess_busy_s=0.0 if run.station is None else run.station.busy_s,
+            host_loaded_blocks=sum(kv.loaded for kv in offloaded),
+            host_stored_blocks=sum(kv.host.stored for kv in offloaded),
         )
 
 

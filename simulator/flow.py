@@ -189,6 +189,8 @@ class Flow:
         ways = [Gone(partial(self._again, request)) for request in hit]
         for request, way in zip(hit, ways, strict=True):
             self.release(request, way)
+        if network.store is not None:
+            network.store.lose(worker)
         worker.empty()  # what others gave it meanwhile was for those who are gone
         policies, tape = network.plan.policies, network.tape
         for request, way in zip(hit, ways, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from simulator.embedding_store import EmbeddingStore
 from simulator.pool_run import PoolRun
 from simulator.worker import Worker
 
@@ -51,7 +52,7 @@ class Journey:
         self.preprocessor: PoolRun | None = None
         self.worker: Worker | None = None  # of its prompt
         self.decoder: Worker | None = None  # where it decodes, if elsewhere
-        self.at: dict[int, Worker] = {}  # item -> who encodes it
+        self.at: dict[int, Worker | EmbeddingStore] = {}  # item -> who encodes it, or has it
         self.status: dict[int, int] = {}  # item -> where it is
         self.encoded = self.landed = 0
         self.early = False  # whether the worker of its prompt is chosen before its items are encoded

@@ -95,6 +95,11 @@ class KvCache:
         else:
             runs.append(Run(None, 0, blocks))
 
+    def end(self, blocks: int, full: int) -> None:
+        """Free all blocks of a sequence that shares with nobody, of which so many are full."""
+        del full  # of those a host may keep copies
+        self.give(blocks)
+
     # Sequences that share
 
     def chain(self, request: int) -> list[Node]:
@@ -118,6 +123,14 @@ class KvCache:
             if reach < node.end:
                 break
         return blocks, free
+
+    def found(self, request: int, most: int) -> tuple[int, int, int]:
+        """Return what `hit` does, and how many blocks behind those can be loaded from elsewhere: none."""
+        return *self.hit(request, most), 0
+
+    def load(self, request: int, blocks: int) -> None:
+        """Bring blocks from elsewhere; there is nowhere."""
+        raise NotImplementedError(f"request {request} has no {blocks} blocks elsewhere")
 
     def hold(self, request: int, blocks: int) -> None:
         """Take the leading cached blocks of a sequence into use."""
@@ -194,6 +207,10 @@ class KvCache:
         if request not in self.leaves:
             self.leaves[request] = Node(0, 1 << 40)
             self.depth[request] = 0
+
+    def go_on(self, before: KvCache) -> None:
+        """Go on counting where a cache of the same worker has stopped, all of whose blocks are lost."""
+        self.evicted = before.evicted
 
     def audit(self) -> Iterator[str]:
         """Yield what does not add up."""

@@ -34,6 +34,7 @@ def broken_laws(trace: Trace) -> Iterator[str]:
     yield from never_idle(trace)
     yield from own_stages(trace)
     yield from tokens(trace)
+    yield from loads(trace)
 
 
 def conservation(trace: Trace) -> Iterator[str]:
@@ -162,3 +163,22 @@ def tokens(trace: Trace) -> Iterator[str]:
     first, weights = float(done.sum()), float(trace.itl[1].sum())
     if weights != answers:
         yield f"conservation: {weights:.0f} gaps between tokens for {answers:.0f} tokens after {first:.0f} first ones"
+
+
+def loads(trace: Trace) -> Iterator[str]:
+    """Nothing comes from a host or a store that was not put there, or that is computed or encoded too."""
+    columns = trace.columns
+    loaded = sum(one.host_loaded_tokens for one in trace.pools)
+    again = columns["preemptions"].any() or columns["retries"].any()
+    if not again and loaded > columns["cached_tokens"].sum():
+        yield f"loads: {loaded} tokens were loaded from hosts, and {columns['cached_tokens'].sum()} were cached at all"
+    for one in trace.pools:
+        if one.host_loaded_blocks and not one.host_stored_blocks:
+            yield f"loads: pool {one.pool.name!r} loads {one.host_loaded_blocks} blocks that nobody has stored"
+    store, items = trace.store, int(trace.requests.n_items.sum())
+    if store.hits and not store.written:
+        yield f"loads: {store.hits} items were in a store into which nothing was written"
+    if not again and store.hits + store.misses > items:
+        yield f"loads: {store.hits + store.misses} items were looked for in the store, and there are {items}"
+    if not again and trace.plan.store is not None and store.hits > items - trace.encoder_misses:
+        yield f"loads: {store.hits} items came from the store and {trace.encoder_misses} were encoded, of {items}"

@@ -87,12 +87,18 @@ class StepLength:
         return encode_s + time_s
 
     def _chunks_s(self, batch: Batch, decoding: int) -> float:
-        """Return the time of a step with chunks: the encoder first, everybody waiting, then the language model."""
+        """Return the time of a step with chunks: the encoder first, everybody waiting, then the language model.
+
+        Everybody waits too for blocks that come from the host. vLLM lets the request alone wait for them and
+        runs other steps meanwhile, so this is the most that loading costs others.
+        """
         keys = batch.decode.keys() if decoding else self._no_keys
         time_s = self.service.step_s(batch.chunks, len(batch.finishing), decoding, keys)
         if batch.encoder.batch:
             self.encode_s = self.service.encode_s([self._cost[item] for item in batch.encoder.batch])
             time_s += self.encode_s
+        if batch.loaded:
+            time_s += batch.loaded * batch.limits.host_block_s
         return time_s
 
     def _decode_until(self, batch: Batch, start_s: float, next_s: float, *, leaps: bool) -> float:

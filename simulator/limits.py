@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from simulator.batching import batch_policy
+from simulator.host_cache import host_rate_bytes_per_s
 from simulator.service import Service
 from simulator.topology import Pool
 
@@ -31,6 +32,10 @@ class Limits:
         Whether prompts that start alike share blocks.
     encode_items : int or None
         Most items of a forward pass for other workers.
+    host_blocks : int
+        Blocks that the host keeps copies of.
+    host_block_bytes, host_block_s : float
+        Bytes of one, and the time to load it [s].
     """
 
     token_budget: int
@@ -42,6 +47,9 @@ class Limits:
     long_prefill_tokens: int = 0
     prefix_caching: bool = True
     encode_items: int | None = None
+    host_blocks: int = 0
+    host_block_bytes: float = 0.0
+    host_block_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what no engine starts with."""
@@ -95,6 +103,7 @@ def limits_of(
     receives = pool.runs("prefill") and not pool.runs("encode")
     least = largest_request if receives or sends else largest_item
     together = pool.lockstep
+    shares = policies.prefix_caching and service.shares_prefixes
     return Limits(
         token_budget=budget * together,
         max_sequences=max(1, max_sequences * together // pool.pp),
@@ -103,6 +112,33 @@ def limits_of(
         encoder_budget=encoder * together,
         encoder_cache_tokens=max((pool.encoder_cache_tokens or encoder) * together, least),
         long_prefill_tokens=pool.long_prefill_tokens or (budget if together > 1 else 0),
-        prefix_caching=policies.prefix_caching and service.shares_prefixes,
+        prefix_caching=shares,
         encode_items=pool.encode_items,
+        **(_host(pool, service) if shares and pool.host_cache_bytes else {}),
+    )
+
+
+class _Host(TypedDict, total=False):
+    host_blocks: int
+    host_block_bytes: float
+    host_block_s: float
+
+
+def _host(pool: Pool, service: Service) -> _Host:
+    """Return what the host of a worker keeps.
+
+    A block's bytes are what a sequence grows by: states of recurrences, which do not grow, are not counted.
+    """
+    tokens = service.capacity.block_tokens
+    block_bytes = service.kv_bytes(2 * tokens) - service.kv_bytes(tokens)
+    rate = host_rate_bytes_per_s(pool)
+    if block_bytes <= 0:
+        raise ValueError(
+            f"host_cache_bytes={pool.host_cache_bytes:g} of pool {pool.name!r} is of a cache whose blocks have "
+            "no bytes; leave it out"
+        )
+    return _Host(
+        host_blocks=int(pool.host_cache_bytes / pool.loops // block_bytes),
+        host_block_bytes=block_bytes,
+        host_block_s=block_bytes / rate,
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from simulator.clock import Clock
+from simulator.embedding_store import EmbeddingStore
 from simulator.journey import Journey
 from simulator.pool_run import PoolRun
 from simulator.request import NONE, RequestView
@@ -49,6 +50,7 @@ class Network:
         self.wires: dict[tuple[str, str, int], Wire] = {}
         self.speeds: dict[tuple[str, str], float] = {}  # by link, the share of its bandwidth that is there, if not all
         self.parked: dict[int, list[Parked]] = {}  # by request, what waits for a worker that takes work
+        self.store = None if plan.store is None else EmbeddingStore(clock, plan.store)
         topology = plan.topology
         self.links: Mapping[tuple[str, str], Link] = {(link.source, link.target): link for link in topology.links}
         by_name = {run.pool.name: run for run in pools}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from simulator.embedding_store import EmbeddingStore
 from simulator.journey import DONE, LANDED, QUEUED, SENDING, Journey
 from simulator.network import Network, lightest
 from simulator.pool_run import PoolRun
@@ -11,6 +12,7 @@ from simulator.prompt_flow import PromptFlow
 from simulator.received import Received
 from simulator.request import NONE, State
 from simulator.topology import Link
+from simulator.transfer import Wire
 from simulator.worker import Worker
 
 
@@ -102,7 +104,7 @@ class PictureFlow:
             self._ask(journey)
 
     def _submit(self, journey: Journey) -> None:
-        """Queue all items of a request at encoders."""
+        """Queue all items of a request at encoders, but for those that the store has."""
         network, run, request = self.network, journey.encoders, journey.request
         assert run is not None  # noqa: S101
         if not run.loads.open:
@@ -110,20 +112,47 @@ class PictureFlow:
             return
         r = network.resolved
         loads = run.loads.seen(network.clock.now)
-        items = range(r.first_item[request], r.first_item[request + 1])
+        span = range(r.first_item[request], r.first_item[request + 1])
+        items = [item for item in span if not self._find(journey, item)]
+        chosen = []
         for item in items:
             slot = run.encode_router.route(network.view_item(request, item), loads)
             run.loads.give(slot, image_tokens=r.item_embeds[item])
-            journey.at[item] = run.workers[slot]
+            worker = journey.at[item] = run.workers[slot]
             journey.status[item] = QUEUED
-        if journey.granted:
+            chosen.append(worker)
+        if journey.granted and items:
             self._hold(journey)
-        for item in items:
-            journey.at[item].encode(item)
+        if journey.encoded:
+            self._go_on_with_found(journey)
+        for item, worker in zip(items, chosen, strict=True):
+            worker.encode(item)
+
+    def _find(self, journey: Journey, item: int) -> bool:
+        """Return whether the store has what an item shows, and keep it there for this item."""
+        store = self.network.store
+        if store is None or not store.hold(self.network.resolved.item_content[item]):
+            return False
+        journey.at[item] = store
+        journey.status[item] = DONE
+        journey.encoded += 1
+        return True
+
+    def _go_on_with_found(self, journey: Journey) -> None:
+        """Send what the store has of a request's items, if there is room; ask for it if they are all there."""
+        if journey.granted:
+            for item, status in list(journey.status.items()):
+                if status == DONE:
+                    self._send(journey, item)
+        elif journey.encoded == journey.n_items and not journey.early:
+            self._bind_late(journey)
 
     def encoded(self, item: int, worker: Worker) -> None:
         """Take an item that an encoder has done."""
         network = self.network
+        if network.store is not None:
+            content, n_bytes = network.resolved.item_content[item], self._bytes(network.place(worker)[0], item)
+            network.store.write(content, n_bytes, worker)
         request = network.resolved.item_request[item]
         journey = network.journeys.get(request)
         if journey is None or journey.at.get(item) is not worker or journey.status[item] != QUEUED:
@@ -159,7 +188,7 @@ class PictureFlow:
     @staticmethod
     def _hurry(journey: Journey) -> None:
         for item, worker in journey.at.items():
-            if journey.status[item] == QUEUED:
+            if journey.status[item] == QUEUED and isinstance(worker, Worker):
                 worker.stir()
 
     def urgent(self) -> Sequence[int]:
@@ -205,12 +234,25 @@ class PictureFlow:
 
     def _send(self, journey: Journey, item: int) -> None:
         """Send an item's embeddings to who computes the prompt."""
-        network = self.network
-        run, slot = network.place(journey.at[item])
+        source = journey.at[item]
         journey.status[item] = SENDING
-        n_bytes = run.service.embedding_bytes(network.resolved.item_cost[item])
-        wire = network.wire(run, journey.front, slot)
-        wire.send(("item", item), n_bytes, lambda: self._landed(journey, item))
+        if isinstance(source, EmbeddingStore):
+            assert journey.encoders is not None  # noqa: S101
+            source.fetch(item, self._bytes(journey.encoders, item), lambda: self._landed(journey, item))
+            return
+        run = self.network.place(source)[0]
+        wire = self._wire(journey, source)
+        wire.send(("item", item), self._bytes(run, item), lambda: self._landed(journey, item))
+
+    def _wire(self, journey: Journey, source: Worker | EmbeddingStore) -> Wire:
+        """Return the wire over which embeddings come from somewhere."""
+        if isinstance(source, EmbeddingStore):
+            return source.wire
+        run, slot = self.network.place(source)
+        return self.network.wire(run, journey.front, slot)
+
+    def _bytes(self, run: PoolRun, item: int) -> float:
+        return run.service.embedding_bytes(self.network.resolved.item_cost[item])
 
     def _landed(self, journey: Journey, item: int) -> None:
         if journey.status.get(item) != SENDING:  # it was dropped while the last byte was on its way
@@ -228,8 +270,11 @@ class PictureFlow:
         elif self._by_item(journey) or journey.landed == journey.n_items:
             self.prompts.enqueue(journey)
 
-    def _drop_output(self, item: int, worker: Worker) -> None:
+    def _drop_output(self, item: int, worker: Worker | EmbeddingStore) -> None:
         """Free the output of an item, which may let an encoder go on."""
+        if isinstance(worker, EmbeddingStore):
+            worker.give_back(self.network.resolved.item_content[item])
+            return
         duty = worker.batch.duty
         if duty is not None and worker.runs:
             duty.sent(item)
@@ -251,17 +296,17 @@ class PictureFlow:
         """Forget all items of a request, wherever they are."""
         network = self.network
         self._let_next(journey.request)
-        for item, worker in journey.at.items():
-            status, (run, slot) = journey.status[item], network.place(worker)
-            if status == QUEUED:
+        for item, source in journey.at.items():
+            status = journey.status[item]
+            if status == QUEUED and isinstance(source, Worker):
+                run, slot = network.place(source)
                 run.loads.give(slot, image_tokens=-network.resolved.item_embeds[item], requests=-1)
-                if worker.runs and worker.batch.duty is not None:
-                    worker.batch.duty.take_out(item)
+                if source.runs and source.batch.duty is not None:
+                    source.batch.duty.take_out(item)
             elif status == SENDING:
-                network.wire(run, journey.front, slot).drop(("item", item))
-                self._drop_output(item, worker)
-            elif status == DONE:
-                self._drop_output(item, worker)
+                self._wire(journey, source).drop(("item", item))
+            if status in (SENDING, DONE):
+                self._drop_output(item, source)
         journey.at, journey.status = {}, {}
         journey.encoded = journey.landed = 0
         journey.granted = journey.enqueued = False

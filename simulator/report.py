@@ -84,6 +84,10 @@ class Report:
         In words.
     preemptions, cached_prompt_share, encoder_hit_share : float
         Preemptions, share of prompt tokens and of encodings that came from caches.
+    shared_caches : mapping
+        host_loaded_tokens and host_loaded_bytes: prompt tokens whose KV was loaded from hosts instead of computed (they
+        count as cached), and its bytes. store_hit_share, store_fetched_bytes and store_written_bytes: share of items
+        that the store of embeddings had, and what it sent and took.
     span_s, wall_s, cpu_s, events
         Simulated time, what the run took [s], events on the clock.
     """
@@ -113,6 +117,7 @@ class Report:
     preemptions: int
     cached_prompt_share: float
     encoder_hit_share: float
+    shared_caches: Mapping[str, float]
     span_s: float
     wall_s: float
     cpu_s: float
@@ -138,11 +143,10 @@ def report(trace: Trace, slo: Slo | None = None) -> Report:
     tokens = int(trace.output_tokens[done].sum())
     use = use_of(trace)
     passing = _passing(trace, slo)
-    promised = any(value is not None for value in (slo.ttft_s, slo.tpot_s, slo.e2e_s))
+    promised = slo != Slo()
     n_good = int(passing["all"].sum())
     tpot = Spread.of(trace.tpot_s[done])
     prompt = int(trace.prompt_tokens[done].sum())
-    encodings = trace.encoder_hits + trace.encoder_misses
     return Report(
         requests=_counts(trace),
         ttft_s=Spread.of(trace.ttft_s[done]),
@@ -156,9 +160,7 @@ def report(trace: Trace, slo: Slo | None = None) -> Report:
         cost_per_request_usd=_cost(use, n_done),
         cost_per_good_request_usd=_cost(use, n_good) if promised else None,
         energy_per_token_j=_over(use.energy_j, tokens) if use.energy_j is not None else None,
-        energy_per_token_tdp_j=energy_per_token_j(use.hardware.tdp_w, tpot.mean)
-        if use.hardware and tpot.mean
-        else None,
+        energy_per_token_tdp_j=_limit_j(use, tpot),
         reasons=dict(Counter(trace.reasons.values())),
         failures=dict(Counter(failure.kind for failure in trace.failures)),
         retries=int(trace.columns["retries"].sum()),
@@ -170,12 +172,29 @@ def report(trace: Trace, slo: Slo | None = None) -> Report:
         bottleneck=bottleneck(trace, use),
         preemptions=int(trace.columns["preemptions"].sum()),
         cached_prompt_share=_over(float(trace.columns["cached_tokens"][done].sum()), prompt),
-        encoder_hit_share=_over(trace.encoder_hits, encodings),
+        encoder_hit_share=_over(trace.encoder_hits, trace.encoder_hits + trace.encoder_misses),
+        shared_caches=_shared_caches(trace),
         span_s=span,
         wall_s=trace.wall_s,
         cpu_s=trace.cpu_s,
         events=trace.events,
     )
+
+
+def _shared_caches(trace: Trace) -> dict[str, float]:
+    store = trace.store
+    return {
+        "host_loaded_tokens": sum(one.host_loaded_tokens for one in trace.pools),
+        "host_loaded_bytes": sum(one.host_loaded_bytes for one in trace.pools),
+        "store_hit_share": _over(store.hits, store.hits + store.misses),
+        "store_fetched_bytes": store.fetched_bytes,
+        "store_written_bytes": store.written_bytes,
+    }
+
+
+def _limit_j(use: Use, tpot: Spread) -> float | None:
+    """Return the energy of a token at the device's limit (Eq. 9)."""
+    return energy_per_token_j(use.hardware.tdp_w, tpot.mean) if use.hardware and tpot.mean else None
 
 
 def _over(value: float, by: float) -> float:

@@ -1,4 +1,4 @@
-"""What a plan says of failures, and of workers that come, go and change their role."""
+"""What a plan says of failures, of workers that come, go and change their role, and of a store that pools share."""
 
 from __future__ import annotations
 
@@ -164,6 +164,24 @@ class Control(Frozen):
                 ends = {change.source, change.target}
                 group |= ends if ends & group else set()
         return sum(highest[name] for name in group)
+
+
+class Store(Frozen):
+    """A place for embeddings that all pools reach, by what pictures show: memory of a host, or of other machines.
+
+    Parameters
+    ----------
+    capacity_bytes : float
+        Room [bytes].
+    bandwidth_bytes_per_s : float
+        Rate of its wire; all reads and writes at the same time share it equally [bytes/s].
+    latency_s : float
+        From the last byte sent to the landing [s].
+    """
+
+    capacity_bytes: Annotated[float, Field(ge=0)]
+    bandwidth_bytes_per_s: Positive
+    latency_s: Annotated[float, Field(ge=0)] = 0.0
 
 
 def _check_gap(above: float, below: float) -> None:

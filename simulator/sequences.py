@@ -8,6 +8,7 @@ from simulator.decoding import DecodeSet
 from simulator.encode_duty import EncodeDuty
 from simulator.encoder import Encoder
 from simulator.handover import Handover
+from simulator.host_cache import OffloadedCache
 from simulator.kv_cache import KvCache
 from simulator.limits import EVERYTHING, Limits, Roles
 from simulator.ordering import Queue, queue_of
@@ -48,7 +49,12 @@ class Sequences:
         self.roles = roles
         self.key = key
         self.duty = duty
-        self.kv = KvCache(limits.kv_blocks, resolved.leaves() if limits.prefix_caching and roles.prefills else {})
+        leaves = resolved.leaves() if limits.prefix_caching and roles.prefills else {}
+        self.kv = (
+            OffloadedCache(limits.kv_blocks, leaves, limits.host_blocks)
+            if limits.host_blocks
+            else KvCache(limits.kv_blocks, leaves)
+        )
         self.encoder: Encoder | Received = (
             Encoder(resolved, limits.encoder_budget, limits.encoder_cache_tokens)
             if roles.encodes
@@ -154,7 +160,7 @@ class Sequences:
             kv.publish(request, tokens // self.limits.block_tokens)
             kv.release(request, held)
         else:
-            kv.give(held)
+            kv.end(held, tokens // self.limits.block_tokens)
 
     def leave(self, request: int, tokens: int) -> None:
         """Take out a request that has ended with so many tokens in the cache."""

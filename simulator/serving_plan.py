@@ -14,8 +14,8 @@ from costmodel.errors import one_line
 from simulator.batching import batch_policy
 from simulator.ordering import order_key
 from simulator.routing import router
-from simulator.rules import Control, Failure
-from simulator.topology import Link, Pool, Topology
+from simulator.rules import Control, Failure, Store
+from simulator.topology import Link, Pool, Topology, encoders_for_others
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -146,6 +146,8 @@ class ServingPlan(Frozen):
         What goes wrong.
     control : Control or None
         How workers come, go and change their role.
+    store : Store or None
+        Embeddings that all pools reach.
     techniques : tuple of Method
     workload : Traffic or None
     slo : Slo or None
@@ -160,6 +162,7 @@ class ServingPlan(Frozen):
     policies: Policies = Policies()
     failures: tuple[Failure, ...] = ()
     control: Control | None = None
+    store: Store | None = None
     techniques: tuple[Method, ...] = ()
     workload: Traffic | None = None
     slo: Slo | None = None
@@ -169,7 +172,7 @@ class ServingPlan(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> ServingPlan:
-        for problem in _problems(self):
+        for problem in [*_problems(self), *_cache_problems(self)]:
             raise ValueError(problem)
         return self
 
@@ -243,6 +246,18 @@ def _control_problems(rules: Control, pools: Mapping[str, Pool], controlled: Seq
         a, b = pools[change.source], pools[change.target]
         if (a.hardware, a.devices_per_worker) != (b.hardware, b.devices_per_worker):
             yield f"workers of {a.name!r} cannot move to {b.name!r}: hardware and devices of a worker must be the same"
+
+
+def _cache_problems(plan: ServingPlan) -> Iterator[str]:
+    """Yield what caches ask of pools and policies that is not so."""
+    for pool in plan.pools:
+        what = f"host_cache_bytes={pool.host_cache_bytes:g} of pool {pool.name!r}"
+        if pool.host_cache_bytes and not pool.runs("prefill"):
+            yield f"{what} is for pools that run 'prefill'; leave it out"
+        elif pool.host_cache_bytes and not plan.policies.prefix_caching:
+            yield f"{what} needs prefix_caching of the policies: blocks are found by what they hold; leave one out"
+    if plan.store is not None and not encoders_for_others(Topology.model_construct(pools=plan.pools, links=plan.links)):
+        yield "store=… needs a pool that encodes for others which prefill; give encoders a pool of their own"
 
 
 def _failure_problems(failure: Failure, pool: Pool, plan: ServingPlan) -> Iterator[str]:

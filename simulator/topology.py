@@ -56,6 +56,10 @@ class Pool(Frozen):
         Whether one CPU worker does a whole request, or several share its items.
     processor_cache_bytes : float
         Preprocessed pictures that the host keeps [bytes].
+    host_cache_bytes : float
+        Copies of KV blocks that the host of each worker keeps, lost when the worker crashes or goes; 0 is none [bytes].
+    host_bandwidth_bytes_per_s : float or None
+        Rate at which a worker loads them; None is that of its devices' links to the host [bytes/s].
     """
 
     name: str = "all"
@@ -80,6 +84,8 @@ class Pool(Frozen):
     preprocess_workers: Count | None = None
     preprocess_by: Literal["request", "item"] = "request"
     processor_cache_bytes: Annotated[float, Field(ge=0)] = float(4 << 30)
+    host_cache_bytes: Annotated[float, Field(ge=0)] = 0.0
+    host_bandwidth_bytes_per_s: Positive | None = None
 
     @field_validator("stages")
     @classmethod

@@ -35,6 +35,8 @@ class PoolTrace:
     preprocess_workers : int
     preprocess_busy_s : float
         CPU workers, and the time that they worked [s].
+    host_loaded_blocks, host_stored_blocks : int
+        KV blocks that its workers loaded from their hosts, and copied there.
     """
 
     pool: Pool
@@ -44,6 +46,18 @@ class PoolTrace:
     hours: tuple[tuple[float, ...], ...]
     preprocess_workers: int
     preprocess_busy_s: float
+    host_loaded_blocks: int = 0
+    host_stored_blocks: int = 0
+
+    @property
+    def host_loaded_tokens(self) -> int:
+        """Tokens that were loaded instead of computed."""
+        return self.host_loaded_blocks * self.limits.block_tokens
+
+    @property
+    def host_loaded_bytes(self) -> float:
+        """Bytes that were loaded."""
+        return self.host_loaded_blocks * self.limits.host_block_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +103,31 @@ class FailureTrace:
     until_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class StoreTrace:
+    """What a store of embeddings did.
+
+    Parameters
+    ----------
+    hits, misses : int
+        Items that were there, and those that were not, when they were given to encoders.
+    fetched_bytes, written_bytes : float
+        What landed.
+    written, evicted : int
+        Entries that came, and that left for others.
+    busy_s : float
+        Time with transfers under way [s].
+    """
+
+    hits: int = 0
+    misses: int = 0
+    fetched_bytes: float = 0.0
+    written_bytes: float = 0.0
+    written: int = 0
+    evicted: int = 0
+    busy_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
     """One run.
@@ -114,6 +153,7 @@ class Trace:
     links : tuple of LinkTrace
     failures : tuple of FailureTrace
         What went wrong, in order.
+    store : StoreTrace
     encoder_hits, encoder_misses, evicted_blocks, held_blocks : int
         What the caches did, and blocks in use at the end.
     faults : tuple of str
@@ -144,6 +184,7 @@ class Trace:
     events: int
     links: tuple[LinkTrace, ...] = ()
     failures: tuple[FailureTrace, ...] = ()
+    store: StoreTrace = StoreTrace()
 
     def __len__(self) -> int:
         return len(self.requests)

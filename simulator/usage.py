@@ -21,6 +21,9 @@ WAITING = 0.5
 FULL = 0.98
 """Share of blocks or sequences from which on they count as used up."""
 
+STORE_WIRE = "store > pools"
+"""What reports call the wire of a store of embeddings."""
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -84,6 +87,8 @@ def use_of(trace: Trace) -> Use:
     wires: dict[str, list[float]] = {}
     for link in trace.links:
         wires.setdefault(f"{link.source} > {link.target}", []).append(_share(link.busy_s, trace.span_s))
+    if trace.plan.store is not None:
+        wires[STORE_WIRE] = [min(1.0, _share(trace.store.busy_s, trace.span_s))]  # writes may outlast the requests
     return Use(
         utilisation=utilisation,
         energy_j=None if None in energies else sum(energies),  # type: ignore[arg-type]

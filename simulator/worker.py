@@ -187,9 +187,9 @@ class Worker(Paced):
 
     def empty(self) -> None:
         """Forget everything that is in memory."""
-        evicted = self.batch.kv.evicted
+        before = self.batch.kv
         self.batch = self.build()
-        self.batch.kv.evicted = evicted
+        self.batch.kv.go_on(before)
 
     def start(self) -> None:
         """Go on after a stop, with nothing to do yet."""

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from simulator import Pool, ServingPlan, simulate
 from simulator.engine import Simulation
 from simulator.laws import broken_laws
+from simulator.rules import Store
 from simulator.serving_plan import Policies
-from simulator.topology import Link, Topology
+from simulator.topology import Link, Topology, encoders_for_others
 from simulator.trace import same
-from tests.simulator.fuzz import services, traffic
+from tests.simulator.fuzz import hosts, services, traffic
 
 BATCH = 50
 """Examples of one seed: few, so that one of them is quickly found again."""
@@ -51,7 +52,7 @@ ROUTERS = (
 @st.composite
 def clusters(draw):
     """Return a plan; every link that it needs is there."""
-    shape = draw(st.sampled_from(SHAPES))
+    shape, shares = draw(st.sampled_from(SHAPES)), draw(st.booleans())
     pools = tuple(
         Pool(
             name="+".join(stages),
@@ -64,6 +65,7 @@ def clusters(draw):
             encoder_cache_tokens=draw(st.sampled_from([None, None, 1])),
             preprocess_by=draw(st.sampled_from(["request", "item"])),
             long_prefill_tokens=draw(st.sampled_from([0, 64])),
+            **(draw(hosts()) if shares and "prefill" in stages else {}),
         )
         for stages in shape
     )
@@ -75,12 +77,23 @@ def clusters(draw):
         decode_router=draw(st.sampled_from(ROUTERS)),
         order=draw(st.sampled_from(["fcfs", "priority", "shortest", "size-class"])),
         encode_order=draw(st.sampled_from(["fcfs", "shortest"])),
-        prefix_caching=draw(st.booleans()),
+        prefix_caching=shares,
         signal_age_s=draw(st.sampled_from([0.0, 0.5])),
         admission=draw(st.sampled_from(["all", "all", "queue", "ttft"])),
         admission_limit=30.0,
     )
-    return ServingPlan(model="any", pools=pools, links=links, policies=policies)
+    apart = encoders_for_others(Topology.model_construct(pools=pools, links=links))
+    return ServingPlan(
+        model="any", pools=pools, links=links, policies=policies, store=draw(stores()) if apart else None
+    )
+
+
+@st.composite
+def stores(draw):
+    """Return no store, or one with room for nothing, for a few pictures or for all."""
+    room = draw(st.sampled_from([None, 0.0, 1e5, 5e5, 1e12]))
+    rate, latency_s = draw(st.sampled_from([1e5, 1e6, 1e12])), draw(st.sampled_from([0.0, 1e-3]))
+    return room if room is None else Store(capacity_bytes=room, bandwidth_bytes_per_s=rate, latency_s=latency_s)
 
 
 @st.composite
@@ -142,7 +155,7 @@ def faults_of(plan, requests, service):
     trace = run.trace(0, 0.0, 0.0)
     stepped = simulate(plan, requests, service=service, leaps=False)
     faults = [*broken_laws(trace), *left_over(run), *(f"stepped: {line}" for line in broken_laws(stepped))]
-    if not same(trace, stepped):
+    if not same(trace, stepped) or trace.store != stepped.store:
         faults.append("leaps differ from steps")
     if not same(trace, simulate(plan, requests, service=service)):
         faults.append("two runs differ")
