@@ -139,11 +139,9 @@ def report(trace: Trace, slo: Slo | None = None) -> Report:
     """
     slo = slo or Slo()
     done, span = trace.finished, trace.span_s
-    n_done = int(done.sum())
-    tokens = int(trace.output_tokens[done].sum())
+    n_done, tokens = int(done.sum()), int(trace.output_tokens[done].sum())
     use = use_of(trace)
-    passing = _passing(trace, slo)
-    promised = slo != Slo()
+    passing, promised = _passing(trace, slo), slo != Slo()
     n_good = int(passing["all"].sum())
     tpot = Spread.of(trace.tpot_s[done])
     prompt = int(trace.prompt_tokens[done].sum())
