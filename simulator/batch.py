@@ -46,8 +46,7 @@ class Batch(Sequences):
             self.chunks, self.owners, self.finishing, self.admitted = [], [], [], []
         if self.preempted:
             self.preempted, self.returned = [], []
-        if self.paused:  # for a prompt that was preempted instead
-            self._resume()
+            self._resume()  # who made way for a prompt that was preempted itself
         self.decodes = self.reserved = self._may_fit_later = False
         if self._from_others:
             self._take_from_others()

@@ -155,10 +155,7 @@ def report(trace: Trace, slo: Slo | None = None) -> Report:
         energy_per_token_tdp_j=energy_per_token_j(use.hardware.tdp_w, tpot.mean)
         if use.hardware and tpot.mean
         else None,
-        reasons=dict(Counter(trace.reasons.values())),
-        failures=dict(Counter(failure.kind for failure in trace.failures)),
-        retries=int(trace.columns["retries"].sum()),
-        paid_worker_s={one.pool.name: trace.paid_s(one) for one in trace.pools},
+        **_troubles(trace),
         utilisation=use.utilisation,
         links=use.links,
         queues=queues(trace),
@@ -171,6 +168,16 @@ def report(trace: Trace, slo: Slo | None = None) -> Report:
         cpu_s=trace.cpu_s,
         events=trace.events,
     )
+
+
+def _troubles(trace: Trace) -> dict[str, Any]:
+    """Return what went wrong, and for how long workers were paid."""
+    return {
+        "reasons": dict(Counter(trace.reasons.values())),
+        "failures": dict(Counter(failure.kind for failure in trace.failures)),
+        "retries": int(trace.columns["retries"].sum()),
+        "paid_worker_s": {one.pool.name: trace.paid_s(one) for one in trace.pools},
+    }
 
 
 def _over(value: float, by: float) -> float:
