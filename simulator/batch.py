@@ -68,8 +68,7 @@ class Batch(Sequences):
             self.chunks, self.owners, self.finishing, self.admitted = [], [], [], []
         if self.preempted:
             self.preempted, self.returned = [], []
-        if self.paused:  # for a prompt that was preempted instead
-            self._resume()
+            self._resume()  # who made way for a prompt that was preempted itself
         self.decodes = self.reserved = self._may_fit_later = False
         self.loaded = 0
 
@@ -188,10 +187,11 @@ class Batch(Sequences):
             start = (hit + loaded) * block
             tokens, plan = self._chunk(request, start, budget)
             need = self.resolved.prefill_blocks(request, start + tokens) - hit
-            if not tokens or need + reused > kv.free:
+            if not tokens or max(need, self._whole(request) - hit) + reused > kv.free:
                 self._may_fit_later = reused > 0  # from an earlier start, a chunk may end earlier
                 break
             queue.popleft()
+            self.was_preempted.discard(request)
             if shares:
                 kv.hold(request, hit)
             kv.take(need)
@@ -202,6 +202,16 @@ class Batch(Sequences):
             self.admitted.append((request, start))
             self._add(request, start, tokens, plan)
             budget -= tokens
+
+    def _whole(self, request: int) -> int:
+        """Return the blocks of all of a prompt that must fit before it is started, 0 where it need not.
+
+        While requests hold blocks that do not run here, one that was preempted would else be preempted again and again,
+        for as long as they are on their way.
+        """
+        if request not in self.was_preempted or not (self.handover.handed or self.handover.promised):
+            return 0
+        return self.resolved.prefill_blocks(request, self.target.get(request) or self.resolved.prompt_tokens[request])
 
     # From other workers, and to them
 

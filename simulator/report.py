@@ -159,10 +159,7 @@ def report(trace: Trace, slo: Slo | None = None) -> Report:
         cost_per_good_request_usd=_cost(use, n_good) if promised else None,
         energy_per_token_j=_over(use.energy_j, tokens) if use.energy_j is not None else None,
         energy_per_token_tdp_j=_limit_j(use, tpot),
-        reasons=dict(Counter(trace.reasons.values())),
-        failures=dict(Counter(failure.kind for failure in trace.failures)),
-        retries=int(trace.columns["retries"].sum()),
-        paid_worker_s={one.pool.name: trace.paid_s(one) for one in trace.pools},
+        **_troubles(trace),
         classes=_classes(trace, slo, passing),
         utilisation=use.utilisation,
         links=use.links,
@@ -193,6 +190,16 @@ def _shared_caches(trace: Trace) -> dict[str, float]:
 def _limit_j(use: Use, tpot: Spread) -> float | None:
     """Return the energy of a token at the device's limit (Eq. 9)."""
     return energy_per_token_j(use.hardware.tdp_w, tpot.mean) if use.hardware and tpot.mean else None
+
+
+def _troubles(trace: Trace) -> dict[str, Any]:
+    """Return what went wrong, and for how long workers were paid."""
+    return {
+        "reasons": dict(Counter(trace.reasons.values())),
+        "failures": dict(Counter(failure.kind for failure in trace.failures)),
+        "retries": int(trace.columns["retries"].sum()),
+        "paid_worker_s": {one.pool.name: trace.paid_s(one) for one in trace.pools},
+    }
 
 
 def _over(value: float, by: float) -> float:

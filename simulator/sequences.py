@@ -67,6 +67,7 @@ class Sequences:
         self.target: dict[int, int] = {}  # preempted requests -> tokens to compute before the next one is generated
         self.left: dict[int, int] = {}  # preempted requests -> tokens that they have still to generate
         self.preempted: list[int] = []  # in this step
+        self.was_preempted: set[int] = set()  # waiting requests that were preempted
         self.returned: list[int] = []  # preempted in this step, whose embeddings must come again
         self.paused: list[tuple[int, int, int]] = []  # sequences without budget in this step: request, context, steps
         self.owners: list[int] = []  # of the step's chunks
@@ -147,6 +148,7 @@ class Sequences:
         else:
             self.returned.append(request)
         self.preempted.append(request)
+        self.was_preempted.add(request)
 
     def _has(self, request: int) -> bool:
         """Return whether a request has pictures."""
@@ -187,6 +189,7 @@ class Sequences:
             self.queue.remove(request)
         self.target.pop(request, None)
         self.left.pop(request, None)
+        self.was_preempted.discard(request)
 
     def audit(self) -> Iterator[str]:
         """Yield what does not add up in the caches once all requests have ended."""

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from costmodel.units import SECONDS_PER_HOUR
 from simulator import Report, Requests, ServingPlan, Slo, Trace, check, report
 from simulator import simulate as run
 from simulator.assembly import assumptions
@@ -23,6 +24,14 @@ from studies.serving import Asked, Deployment, Promises
 from studies.tables import GB, MISSING, number, percent, seconds, sections, table
 
 LATENCIES: Final = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "end to end"}
+FAILURES: Final = {
+    "crash": "{:,} x a worker crashed",
+    "straggler": "{:,} x a worker was slow",
+    "link": "{:,} x a link was lost or slow",
+    "preprocessing": "{:,} x CPUs were slow",
+}
+ROUNDING: Final = 1e-9
+"""Share of a time that sums may be off by."""
 LONG_RUN: Final = 20_000
 """Requests from which on progress is shown."""
 
@@ -150,6 +159,8 @@ def _row(name: str, one: Report) -> dict[str, Any]:
     for pool, shares in one.utilisation.items():
         row |= {f"utilisation.{pool}.{stage}": share for stage, share in shares.items()}
     row |= {f"links.{link}": share for link, share in one.links.items()}
+    row |= {f"failures.{kind}": count for kind, count in one.failures.items()}
+    row |= {f"paid_worker_s.{pool}": paid_s for pool, paid_s in one.paid_worker_s.items()}
     plain = (int, float, str, type(None))
     return {**row, **{key: value for key, value in held.items() if isinstance(value, plain)}}
 
@@ -162,7 +173,7 @@ def _show(to: Console, plan: ServingPlan, every: Mapping[str, Report], sure: Map
         more = [_classes(one)] if one.classes else []
         more += [_links(plan, one)] if one.links else []
         parts: list[RenderableType] = [head, _latencies(one), _figures(one), _pools(plan, one), *more]
-        sections(to, *parts, *ends, f"Bottleneck: {one.bottleneck}")
+        sections(to, *parts, *_troubles(plan, one), *ends, f"Bottleneck: {one.bottleneck}")
         to.print()
     if sure:
         rows = [(key, number(v["mean"]), f"{number(v['low'])} to {number(v['high'])}") for key, v in sure.items()]
@@ -190,6 +201,21 @@ def _classes(one: Report) -> Table:
         counts = (f"{held['arrived']:,}", f"{held['finished']:,}")
         rows.append((level, *counts, *shown, MISSING if share is None else percent(share)))
     return table(("priority", "arrived", "finished", "TTFT p50", "TTFT p99", "end to end", "kept"), rows)
+
+
+def _troubles(plan: ServingPlan, one: Report) -> list[str]:
+    """Return in words what went wrong, and for how long workers were paid where that is not all the time."""
+    lines = []
+    if one.failures:
+        happened = ", ".join(FAILURES[kind].format(count) for kind, count in one.failures.items())
+        lines.append(f"went wrong: {happened}; requests began anew {one.retries:,} times")
+    for pool in plan.pools:
+        paid_s, all_s = one.paid_worker_s[pool.name], pool.replicas * one.span_s
+        if abs(paid_s - all_s) > ROUNDING * all_s:
+            paid, whole = (number(time_s / SECONDS_PER_HOUR) for time_s in (paid_s, all_s))
+            many = f"{pool.replicas:,} all the time would be {whole}"
+            lines.append(f"pool {pool.name!r}: {paid} worker-hours were paid; {many}")
+    return lines
 
 
 def _links(plan: ServingPlan, one: Report) -> Table:

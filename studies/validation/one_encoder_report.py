@@ -54,8 +54,8 @@ What is assumed:
 - A file takes what it takes on a machine of ours where files are never deleted (`embedding_file.txt`), and the copy
   over PCIe. In memory that was used before it is four times as fast. The link alone and the store of a later connector
   are in the last table: storage decides when the encoder saturates. This choice was not blind: the blog's words, quoted
-  below, were known, and link and store had been tried, when the file was taken for being what was released. Its rate was
-  measured then and not moved.
+  below, were known, and link and store had been tried, when the file was taken for being what was released. Its rate
+  was measured then and not moved.
 - The proxy itself, one process of Python, costs nothing.
 
 The cluster of the simulator gives a request one preprocessing, in front of the encoder. A second one, in front of

@@ -338,7 +338,7 @@ def test_chunks_of_a_prompt_that_is_computed_again_leave_again_once():
         *pools, bandwidth_bytes_per_s=10.0, mode="reserve", layerwise=True, policies={"prefix_caching": False}
     )
     trace = serve(plan, asked([40, 60], [2, 2]), service(step_base_s=STEP_S, kv_blocks=80, kv_layers=4))
-    assert trace.columns["preemptions"][1] > 1
+    assert trace.columns["preemptions"].tolist() == [0, 1]  # and once only: it waits until all of it fits
     assert trace.links[0].sent_bytes < 200.0
     assert trace.columns["joined_s"].max() < 20.0
 

@@ -306,6 +306,17 @@ def test_a_link_that_is_lost_for_ever_is_nothing_to_who_needs_none():
     assert trace.finished.tolist() == [False, True]
 
 
+@pytest.mark.parametrize("for_s", [1000.0, FOREVER])
+def test_behind_a_lost_link_nobody_is_preempted_again_and_again(for_s):
+    """The second prompt is computed as far as there is room beside the first, which cannot leave; and stays cached."""
+    plan = cluster(pool(FRONT, token_budget=20, max_batch=4), pool("decode"))
+    plan = troubled(plan, failure("link", FRONT, 0.0, for_s, to="decode"))
+    trace = both_ways(plan, asked([40, 60], [2, 2]), service(**STEPS, kv_blocks=80))
+    assert trace.columns["preemptions"].tolist() == [0, 1]
+    assert ends(trace) == pytest.approx([1001.0, 1002.0] if for_s else [math.nan] * 2, nan_ok=True)
+    assert trace.events < 100
+
+
 # CPUs
 
 
