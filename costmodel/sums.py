@@ -128,7 +128,9 @@ def turn_tokens(query: Query, turn: Turn) -> tuple[Quantity, Quantity]:
 def prefill_points(query: Query, structure: Structure, turn: Turn) -> Points:
     """Return prefill in a turn: the mean full chunk and the last chunk, or one pass when there are no chunks.
 
-    Pipeline stages work on different chunks at once, so all but the last chunk take their share of the pipeline.
+    Pipeline stages work on different chunks at once, in order: a stage is busy with its part of every chunk, and the
+    stages before and behind it add theirs of the longest one, which is a full one (a flow shop of equal machines;
+    M. Pinedo, "Scheduling", 6.1).
     """
     visual, other = turn_tokens(query, turn)
     tokens = query.replica_batch * (visual + other)
@@ -138,7 +140,8 @@ def prefill_points(query: Query, structure: Structure, turn: Turn) -> Points:
     chunked = bool(np.any(passes > 1))
     shares = (chunk / tokens, last) if chunked else (last,)
     n_stages = query.parallelism.pp
-    counts = ((passes - 1.0) / n_stages, 1.0) if chunked else (1.0,)
+    behind = np.where(passes > 1, n_stages - 1.0, 0.0) if n_stages > 1 else 0.0
+    counts = ((passes - 1.0 + behind) / n_stages, np.where(behind, 1.0 / n_stages, 1.0)) if chunked else (1.0,)
     runs = ((passes - 1.0) / n_stages, 1.0 / n_stages) if chunked else (1.0 / n_stages,)
     works = tuple(_prefill_work(query, segment, turn, visual, other) for segment in structure.decoder)
     return Points.of([_prefill_pass(query, tokens, works, share) for share in shares], counts, runs)
