@@ -268,7 +268,8 @@ class Batch(Sequences):
                     self.encoder.computed(request, start + tokens)
         for request in self.finishing:
             self._begin(request, ended)
-        self._resume()
+        if self.paused:
+            self._resume()
         return ended, self.finishing
 
     def _begin(self, request: int, ended: list[int]) -> None:

@@ -9,12 +9,8 @@ class Paced:
     def __init__(self) -> None:
         self.slowness = 1.0  # a straggler takes this many times as long
         self.turns = 1  # workers that take turns on its device now
+        self.pace = 1.0  # how many times as long as alone and healthy its steps take
         self.device: SharedDevice | None = None
-
-    @property
-    def pace(self) -> float:
-        """How many times as long as alone and healthy its steps take."""
-        return self.slowness * self.turns
 
     def retime(self, before: float) -> None:
         """Let the rest of the step under way take longer, or less long, than at the pace before."""
@@ -22,18 +18,17 @@ class Paced:
 
     def straggle(self, slowness: float) -> None:
         """Take so many times as long, the rest of the step under way included."""
-        before, self.slowness = self.pace, slowness
-        self.retime(before)
+        self.slowness = slowness
+        self._change()
 
     def take_turns(self, turns: int) -> None:
         """Be one of so many that work on the device, from now on."""
-        before, self.turns = self.pace, turns
-        self.retime(before)
+        self.turns = turns
+        self._change()
 
-    def begin_turn(self) -> None:
-        """Work, beside others on the device."""
-        if self.device is not None:
-            self.device.enter(self)
+    def _change(self) -> None:
+        before, self.pace = self.pace, self.slowness * self.turns
+        self.retime(before)
 
     def end_turn(self) -> None:
         """Leave the device to others."""

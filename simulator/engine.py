@@ -135,7 +135,7 @@ class Simulation:
         inboxes: list[Inbox] = []
         alone: Alone | None = None
         if self.is_foreseen:
-            ready, self.n_ended = ready_for(self.flow, self.tape, len(requests), self.service.request_s)
+            ready, self.n_ended = ready_for(self.flow, self.tape, self.service.request_s)
             if not does_everything(plan):
                 Arrivals(self.clock, ready, self.flow.go_on)
             elif first.pool.replicas == 1 or plan.policies.router == "round-robin":

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simulator.journey import Gone, Journey
 from simulator.kv_flow import KvFlow
 from simulator.network import Network
@@ -64,11 +67,18 @@ class Flow:
         else:
             self.prompts.place(journey)
 
-    def fits(self, request: int) -> bool:
-        """Return whether a request fits some pool."""
-        first = self.network.resolved.first_item
-        fronts = self.network.fronts[first[request + 1] > first[request]]
-        return any(self._fits(request, run) for run in fronts)
+    def fitting(self) -> NDArray[np.bool_]:
+        """Return which requests fit some pool."""
+        network = self.network
+        media = np.diff(np.array(network.resolved.first_item)) > 0
+        found = np.zeros(len(media), dtype=bool)
+        for kind, fronts in network.fronts.items():
+            for front in fronts:
+                fits = front.held(answer=front.pool.runs("decode"))
+                if not front.pool.runs("decode"):
+                    fits &= np.any([run.held(answer=True) for run in network.decoders], axis=0)
+                found |= fits & (media == kind)
+        return found
 
     def go_on(self, request: int) -> None:
         """Take in a request that fits and is preprocessed, where there is one way for it."""

@@ -106,10 +106,10 @@ class Arrivals:
         self.go_on(self.order[place])
 
 
-def ready_for(flow: Flow, tape: Tape, n_requests: int, request_s: float) -> tuple[Ready, int]:
+def ready_for(flow: Flow, tape: Tape, request_s: float) -> tuple[Ready, int]:
     """Return when requests are ready for the one way through pools, and how many do not fit."""
     network = flow.network
-    fits = np.array([flow.fits(request) for request in range(n_requests)], dtype=bool)
+    fits = flow.fitting()
     places = [place for places in network.preprocessors.values() for place in places]
     run = places[0] if places else network.fronts[False][0]
     return ready_ahead(tape, run, fits, request_s), int((~fits).sum())

@@ -6,6 +6,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simulator.clock import Clock
 from simulator.cpu import Station
 from simulator.loads import Loads
@@ -195,22 +198,20 @@ class PoolRun:
 
     def holds(self, request: int, *, answer: bool) -> bool:
         """Return whether a request fits into a worker's cache: its prompt, and the longest answer with it."""
-        return self._held(answer=answer)[request]
+        known = self._fits.get(answer)
+        if known is None:  # worked out for all of them when it is asked first
+            known = self._fits[answer] = self.held(answer=answer).tolist()
+        return known[request]
 
-    def _held(self, *, answer: bool) -> list[bool]:
-        """Return, by request, whether it fits; worked out for all of them when it is asked first."""
-        found = self._fits.get(answer)
-        if found is None:
-            resolved, run = self.resolved, range(len(self.resolved.prompt_tokens))
-            most = resolved.requests.max_output_tokens.tolist()
-            prompt, limit = resolved.prompt_tokens, self.limits.kv_blocks
-            found = [True] * len(prompt)
-            if self.pool.runs("prefill"):
-                found = [resolved.prefill_blocks(request, prompt[request]) <= limit for request in run]
-            if answer:
-                fit = (resolved.blocks(request, prompt[request] + most[request]) <= limit for request in run)
-                found = [one and other for one, other in zip(found, fit, strict=True)]
-            self._fits[answer] = found
+    def held(self, *, answer: bool) -> NDArray[np.bool_]:
+        """Return which requests fit; see `holds`."""
+        r, limit = self.resolved, self.limits.kv_blocks * self.limits.block_tokens
+        tokens = np.array(r.prompt_tokens, dtype=np.int64)
+        found = np.ones(len(tokens), dtype=bool)
+        if self.pool.runs("prefill"):
+            found &= tokens + np.array(r.beside_tokens or 0) * (tokens > 0) <= limit
+        if answer:
+            found &= tokens + r.requests.max_output_tokens + np.array(r.kept_tokens or 0) <= limit
         return found
 
     def pressure(self) -> float:

@@ -173,7 +173,7 @@ class Worker(Paced):
         """Crash, or be switched off: the step under way is lost, and so is everything in memory."""
         if self._works:  # what it was at is lost, but took its time
             self._cut(self.clock.now)
-            self._note_step(self.clock.now)
+            self.notes.step(self.batch, self.clock.now, self._start_s, self.length.steps, self.length.encode_s)
         self.clock.cancel(self._flight)
         self._flight = self.length.ends = None
         self.runs = self._works = False
@@ -231,22 +231,25 @@ class Worker(Paced):
             return
         if len(self.rests) % 2:
             self.rests.append(now)
-        self.begin_turn()
+        if self.device is not None:
+            self.device.enter(self)
         self._start_s = now
-        self.notes.started(batch, now)
-        pace = self.pace
-        length = self.length
-        end = length.until(
-            batch, now, self.inbox.next_s, encodes=encodes, leaps=pace == 1.0 and not (once or self.device)
-        )
+        if batch.admitted:
+            self.notes.started(batch, now)
+        pace, length = self.pace, self.length
+        leaps = pace == 1.0 and not (once or self.device)
+        end = length.until(batch, now, self.inbox.next_s, encodes=encodes, leaps=leaps)
         if pace != 1.0:
             end = now + (end - now) * pace
             length.encode_s *= pace
         self._flight = self.clock.at(end, self._end)
         self._works = True
         if self.layerwise:
-            for request, (_, tokens, _) in zip(batch.owners, batch.chunks, strict=True):
-                self.hooks.chunk(request, tokens, self)
+            self._tell_chunks()
+
+    def _tell_chunks(self) -> None:
+        for request, (_, tokens, _) in zip(self.batch.owners, self.batch.chunks, strict=True):
+            self.hooks.chunk(request, tokens, self)
 
     def _form(self, now: float) -> bool:
         """Fill in the next step, and return whether somebody was preempted: then it is no leap.
@@ -301,7 +304,7 @@ class Worker(Paced):
         self._works = False
         decoding = batch.decode.size if batch.decodes else 0
         paused = len(batch.paused)
-        self._note_step(now)
+        self.notes.step(batch, now, self._start_s, length.steps, length.encode_s)
         ended, begun = batch.close(length.steps)
         if decoding:
             self.notes.gaps(batch, now, length.ends, decoding, paused)
@@ -318,9 +321,6 @@ class Worker(Paced):
             self._tell()
         if self._flight is event:  # nobody has stopped the worker
             self._next(now)
-
-    def _note_step(self, now: float) -> None:
-        self.notes.step(self.batch, now, self._start_s, self.length.steps, self.length.encode_s)
 
     def _tell(self) -> None:
         """Tell others what this step has brought them, and let go of who leaves."""
