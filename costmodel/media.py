@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -12,6 +12,19 @@ from costmodel.base import Quantity
 from costmodel.errors import Unsupported
 from costmodel.models import MediaCost, MediaRule, ModelSpec
 from costmodel.workload import CODECS, Video, Workload
+
+SUMMED: Final = (
+    "patches",
+    "rows",
+    "pairs",
+    "window_pairs",
+    "visual_tokens",
+    "marker_tokens",
+    "resized_pixels",
+    "cross_tokens",
+    "block_pairs",
+)
+"""Fields of an item that add up."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +121,7 @@ def media_totals(model: ModelSpec, workload: Workload, *, executed: bool = False
 
 def _summed(costs: Sequence[MediaCost]) -> MediaTotals:
     """Return the totals of several images or videos, but for the pixels of their files."""
-    totals: dict[str, Any] = {name: float(sum(getattr(cost, name) for cost in costs)) for name in _SUMMED}
+    totals: dict[str, Any] = {name: float(sum(getattr(cost, name) for cost in costs)) for name in SUMMED}
     return MediaTotals(
         items=float(len(costs)),
         largest_rows=float(max(cost.largest_rows for cost in costs)),
@@ -118,19 +131,6 @@ def _summed(costs: Sequence[MediaCost]) -> MediaTotals:
         item_rows=tuple(float(cost.rows) for cost in costs),
         **totals,
     )
-
-
-_SUMMED = (
-    "patches",
-    "rows",
-    "pairs",
-    "window_pairs",
-    "visual_tokens",
-    "marker_tokens",
-    "resized_pixels",
-    "cross_tokens",
-    "block_pairs",
-)
 
 
 def n_frames(rule: MediaRule, video: Video) -> int:

@@ -26,6 +26,7 @@ from simulator.steplog import pooled
 from simulator.tape import Tape
 from simulator.topology import Stage
 from simulator.trace import LinkTrace, PoolTrace, StoreTrace, Trace
+from simulator.worker import Worker
 from simulator.workforce import Workforce, pool_runs
 
 REPORT_EVERY = 1024
@@ -132,25 +133,29 @@ class Simulation:
         self.network = Network(self.clock, plan, self.runs, resolved=self.resolved, tape=self.tape)
         self.flow = Flow(self.network, self._ended)
         self.is_foreseen = self.is_open and self.patient and nothing_happens(plan) and has_one_way(self.network)
+        self.workers = self._seat(first, leaps=leaps)
+        background = Background(self.clock, lambda: self.n_ended == len(requests))
+        self.failures = Failures(plan.failures, self.flow, background, seed)
+        self.controller = Controller(plan.control, self.network, background) if plan.control else None
+
+    def _seat(self, first: PoolRun, *, leaps: bool) -> list[Worker]:
+        """Send known arrivals on their way, and return the workers, in their pools and with what they know of them."""
         inboxes: list[Inbox] = []
         alone: Alone | None = None
         if self.is_foreseen:
             ready, self.n_ended = ready_for(self.flow, self.tape, self.service.request_s)
-            if not does_everything(plan):
+            if not does_everything(self.plan):
                 Arrivals(self.clock, ready, self.flow.go_on)
-            elif first.pool.replicas == 1 or plan.policies.router == "round-robin":
+            elif first.pool.replicas == 1 or self.plan.policies.router == "round-robin":
                 alone, inboxes = Alone(self._ended), dealt(self.tape, first.pool.replicas, ready)
             else:
                 alone = Express(self.network, self._ended, first, ready)
         workforce = Workforce(self.flow, leaps=leaps, alone=alone)
-        self.workers = workforce.workers
         for run in self.runs:
             for slot in range(len(run.shifts)):
                 workforce.add(run, inboxes[slot] if inboxes else None)
         workforce.share_devices()
-        background = Background(self.clock, lambda: self.n_ended == len(requests))
-        self.failures = Failures(plan.failures, self.flow, background, seed)
-        self.controller = Controller(plan.control, self.network, background) if plan.control else None
+        return workforce.workers
 
     def _preprocessed(self, request: int) -> None:
         self.flow.pictures.preprocessed(request)
@@ -161,7 +166,8 @@ class Simulation:
         for _ in range(requests.concurrency):
             self._next_user(0.0)
         if not requests.concurrency and not self.is_foreseen:
-            self._feed()
+            order = list(self.first_ones)
+            Arrivals(self.clock, (order, (requests.arrival_s[order] + self.service.request_s).tolist()), self._come)
         self.clock.run()
         while self.network.lacks_something() and self.n_ended < len(requests):  # a worker or a link will not come back
             self.network.parked.clear()
@@ -172,16 +178,9 @@ class Simulation:
 
     # Arrivals on the clock
 
-    def _feed(self) -> None:
-        """Wait for the next request that comes by itself; only one is on the clock."""
-        request = next(self.first_ones, NONE)
-        if request != NONE:
-            time_s = float(self.requests.arrival_s[request])
-            self.tape.arrival_s[request] = time_s
-            self.clock.at(time_s + self.service.request_s, lambda _: self._fed(request), FIRST)
-
-    def _fed(self, request: int) -> None:
-        self._feed()
+    def _come(self, request: int) -> None:
+        """Take in a request that comes by itself."""
+        self.tape.arrival_s[request] = float(self.requests.arrival_s[request])
         self._arrive(request)
 
     def _expect(self, request: int, time_s: float) -> None:

@@ -39,14 +39,14 @@ class Flow:
         self.caches = KvFlow(network)
         self.prompts = PromptFlow(network, self.caches)
         self.pictures = PictureFlow(network, self.prompts)
+        self._fit_in: dict[str, list[bool]] = {}  # by pool of the prompt, which requests fit
 
     # Arrival
 
     def arrive(self, request: int) -> None:
         """Take in a request, now."""
         network = self.network
-        first = network.resolved.first_item
-        media = first[request + 1] > first[request]
+        media = network.resolved.has_items(request)
         fronts = [run for run in network.fronts[media] if self._fits(request, run)]
         if not fronts:
             self._end(request, State.REJECTED, TOO_LONG)
@@ -67,23 +67,10 @@ class Flow:
         else:
             self.prompts.place(journey)
 
-    def fitting(self) -> NDArray[np.bool_]:
-        """Return which requests fit some pool."""
-        network = self.network
-        media = np.diff(np.array(network.resolved.first_item)) > 0
-        found = np.zeros(len(media), dtype=bool)
-        for kind, fronts in network.fronts.items():
-            for front in fronts:
-                fits = front.held(answer=front.pool.runs("decode"))
-                if not front.pool.runs("decode"):
-                    fits &= np.any([run.held(answer=True) for run in network.decoders], axis=0)
-                found |= fits & (media == kind)
-        return found
-
     def go_on(self, request: int) -> None:
         """Take in a request that fits and is preprocessed, where there is one way for it."""
-        network, first = self.network, self.network.resolved.first_item
-        media = first[request + 1] > first[request]
+        network = self.network
+        media = network.resolved.has_items(request)
         journey = network.journeys[request] = Journey(request, network.fronts[media][0])
         journey.comes = False
         if media:
@@ -98,10 +85,26 @@ class Flow:
 
     def _fits(self, request: int, front: PoolRun) -> bool:
         """Return whether prompt and longest answer fit where they would be."""
+        known = self._fit_in.get(front.pool.name)
+        if known is None:  # worked out for all requests when it is asked first
+            known = self._fit_in[front.pool.name] = self._fitting(front).tolist()
+        return known[request]
+
+    def _fitting(self, front: PoolRun) -> NDArray[np.bool_]:
         if front.pool.runs("decode"):
-            return front.holds(request, answer=True)
-        decoders = self.network.decoders
-        return front.holds(request, answer=False) and any(run.holds(request, answer=True) for run in decoders)
+            return front.held(answer=True)
+        found = front.held(answer=False)
+        found &= np.any([run.held(answer=True) for run in self.network.decoders], axis=0)
+        return found
+
+    def fitting(self) -> NDArray[np.bool_]:
+        """Return which requests fit some pool."""
+        media = np.diff(np.array(self.network.resolved.first_item)) > 0
+        found = np.zeros(len(media), dtype=bool)
+        for kind, fronts in self.network.fronts.items():
+            for front in fronts:
+                found |= self._fitting(front) & (media == kind)
+        return found
 
     def _admits(self, front: PoolRun) -> bool:
         """Return whether a request is taken, by what routers see and what is on its way to the pool."""
@@ -151,10 +154,9 @@ class Flow:
     def has_room(self, worker: Worker) -> None:
         """Offer room that a step may have made."""
         run, slot = self.network.place(worker)
-        if run.rooms:
-            room = run.rooms[slot]
-            if len(room):
-                room.offer()
+        room = run.rooms[slot]
+        if len(room):
+            room.offer()
         encoder = worker.batch.encoder
         if isinstance(encoder, Received) and len(encoder.room):
             encoder.room.offer()
@@ -175,8 +177,7 @@ class Flow:
             self.caches.drop_promise(journey)
             self.prompts.unload(journey, worker)
         elif journey.decoder is not None:
-            run, slot = self.network.place(worker)
-            run.loads.give(slot, tokens=-self.network.resolved.prompt_tokens[request], requests=-1)
+            self.caches.unload(request, worker)
         else:
             self.prompts.unload(journey, worker)
         self.on_end(request)

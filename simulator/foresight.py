@@ -34,8 +34,11 @@ def does_everything(plan: ServingPlan) -> bool:
 
 def has_one_way(network: Network) -> bool:
     """Return whether there is no choice of pools for prompts and for the CPUs of pictures."""
-    places = [place for places in network.preprocessors.values() for place in places]
-    return all(len(fronts) <= 1 for fronts in network.fronts.values()) and len(set(places)) <= 1
+    return all(len(fronts) <= 1 for fronts in network.fronts.values()) and len(_preprocessors(network)) <= 1
+
+
+def _preprocessors(network: Network) -> set[PoolRun]:
+    return {run for runs in network.preprocessors.values() for run in runs}
 
 
 def ready_ahead(tape: Tape, run: PoolRun, fits: NDArray[np.bool_], request_s: float) -> Ready:
@@ -110,6 +113,6 @@ def ready_for(flow: Flow, tape: Tape, request_s: float) -> tuple[Ready, int]:
     """Return when requests are ready for the one way through pools, and how many do not fit."""
     network = flow.network
     fits = flow.fitting()
-    places = [place for places in network.preprocessors.values() for place in places]
-    run = places[0] if places else network.fronts[False][0]
+    cpus = _preprocessors(network)
+    run = cpus.pop() if cpus else network.fronts[False][0]
     return ready_ahead(tape, run, fits, request_s), int((~fits).sum())

@@ -27,7 +27,7 @@ class KvFlow:
         return not journey.front.pool.runs("decode") and self.network.most_output[journey.request] > 1
 
     def _pool(self, request: int) -> PoolRun:
-        return lightest([run for run in self.network.decoders if run.holds(request, answer=True)])
+        return lightest([run for run in self.network.decoders if run.holds(request)])
 
     def reserve(self, journey: Journey, go_on: Callable[[Journey], None]) -> None:
         """Go on with a prompt, where its link says so once there is room for its KV behind it."""
@@ -111,18 +111,22 @@ class KvFlow:
 
     def drop(self, journey: Journey, gone: Gone) -> None:
         """Stop the transfers of a request's KV, and free its place behind them."""
-        network, decoder, request = self.network, journey.decoder, journey.request
+        decoder, request = journey.decoder, journey.request
         if decoder is None:
             return
-        target, to = network.place(decoder)
         self.drop_transfers(journey)
         held = decoder.batch
         joined = request in held.running or held.handover.holds(request) or request in held.queue
         if decoder.runs and joined and decoder is not journey.worker:
-            target.loads.give(to, tokens=-network.resolved.prompt_tokens[request], requests=-1)
+            self.unload(request, decoder)
             decoder.abort(request, gone.wait())
         else:
             self.drop_promise(journey)
+
+    def unload(self, request: int, worker: Worker) -> None:
+        """Count a request no longer as work of who decodes it."""
+        run, slot = self.network.place(worker)
+        run.loads.give(slot, tokens=-self.network.resolved.prompt_tokens[request], requests=-1)
 
     def drop_transfers(self, journey: Journey) -> None:
         """Stop all transfers of a request's KV."""
@@ -140,7 +144,7 @@ class KvFlow:
         decoder, request = journey.decoder, journey.request
         assert decoder is not None  # noqa: S101
         run, slot = self.network.place(decoder)
-        run.loads.give(slot, tokens=-self.network.resolved.prompt_tokens[request], requests=-1)
+        self.unload(request, decoder)
         if not run.rooms[slot].drop(request) and decoder.runs and request in decoder.batch.handover.promised:
             decoder.stir()  # what waits there may fit now
             decoder.batch.handover.break_promise(request)

@@ -96,9 +96,8 @@ class PoolRun:
         self.decode_router: Router = router(policies.decode_router)
         self.workers: list[Worker] = []  # by slot
         self.shifts = [ON if slot < pool.replicas else OFF for slot in range(n_slots)]
-        self.hours: list[list[float]] = [
-            [0.0] if shift == ON else [] for shift in self.shifts
-        ]  # paid from, to, from, …
+        # by slot, from when and until when it is paid for, in turn
+        self.hours: list[list[float]] = [[0.0] if shift == ON else [] for shift in self.shifts]
         self.down: set[int] = set()  # slots whose workers have crashed
         self._clock = clock
         self.rooms: list[Room] = []  # by slot, for requests that are computed elsewhere
@@ -107,7 +106,7 @@ class PoolRun:
         self.processed = ProcessorCache(pool.processor_cache_bytes)
         self.coming = [0, 0]  # requests on their way to a worker of this pool, and tokens of their prompts
         self.token_s = self._token_s() if policies.admission == "ttft" else 0.0
-        self._fits: dict[bool, list[bool]] = {}
+        self._fits: list[bool] | None = None
         self._pixel_bytes: dict[int, float] = {}  # by identity of what an item costs, of which there are few
 
     def _token_s(self) -> float:
@@ -196,15 +195,14 @@ class PoolRun:
         if self.shifts[slot] == ON and slot not in self.down:
             self.loads.reopen(slot)
 
-    def holds(self, request: int, *, answer: bool) -> bool:
-        """Return whether a request fits into a worker's cache: its prompt, and the longest answer with it."""
-        known = self._fits.get(answer)
-        if known is None:  # worked out for all of them when it is asked first
-            known = self._fits[answer] = self.held(answer=answer).tolist()
-        return known[request]
+    def holds(self, request: int) -> bool:
+        """Return whether a request fits into a worker's cache with its longest answer."""
+        if self._fits is None:  # worked out for all of them when it is asked first
+            self._fits = self.held(answer=True).tolist()
+        return self._fits[request]
 
     def held(self, *, answer: bool) -> NDArray[np.bool_]:
-        """Return which requests fit; see `holds`."""
+        """Return which requests fit into a worker's cache: their prompts, and the longest answers with them."""
         r, limit = self.resolved, self.limits.kv_blocks * self.limits.block_tokens
         tokens = np.array(r.prompt_tokens, dtype=np.int64)
         found = np.ones(len(tokens), dtype=bool)

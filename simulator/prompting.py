@@ -14,6 +14,7 @@ from costmodel.engine import EngineProfile
 from costmodel.errors import Unsupported
 from costmodel.hardware import HardwareProfile
 from costmodel.kernels import Kernels
+from costmodel.media import SUMMED as ADDING
 from costmodel.media import MediaTotals
 from costmodel.models import MediaCost, ModelSpec
 from costmodel.priced import operator_s
@@ -25,20 +26,8 @@ from costmodel.workload import Workload
 from simulator.request import Ints, Requests
 from simulator.service import ReadRule
 
-SUMMED: Final = (
-    "patches",
-    "rows",
-    "pairs",
-    "window_pairs",
-    "visual_tokens",
-    "marker_tokens",
-    "resized_pixels",
-    "cross_tokens",
-    "block_pairs",
-    "frames",
-    "frame_pixels",
-)
-"""Fields of an item that add up."""
+SUMMED: Final = (*ADDING, "frames", "frame_pixels")
+"""Fields of an item, or totals of it, that add up."""
 SECOND_UNIT_S: Final = 2.0**-50
 """Seconds that techniques add to steps are whole multiples of this, so that sums of them are exact [s]."""
 SECONDS: Final = ReadRule(share=SECOND_UNIT_S, grows=False)

@@ -72,6 +72,10 @@ class Resolved:
     beside_tokens: list[int] | None = None
     kept_tokens: list[int] | None = None
 
+    def has_items(self, request: int) -> bool:
+        """Return whether a request has pictures."""
+        return self.first_item[request + 1] > self.first_item[request]
+
     def prefill_blocks(self, request: int, tokens: int) -> int:
         """Return the blocks of a request while its prompt is computed, of which so many tokens are."""
         beside = self.beside_tokens[request] if self.beside_tokens and tokens else 0

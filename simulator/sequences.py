@@ -143,17 +143,12 @@ class Sequences:
         del self.running[request]
         if self.handover.promised:
             self.handover.keep_promise(request)
-        if self.roles.encodes or not self._has(request):
+        if self.roles.encodes or not self.resolved.has_items(request):
             self.queue.appendleft(request)
         else:
             self.returned.append(request)
         self.preempted.append(request)
         self.was_preempted.add(request)
-
-    def _has(self, request: int) -> bool:
-        """Return whether a request has pictures."""
-        first = self.resolved.first_item
-        return first[request + 1] > first[request]
 
     def release(self, request: int, tokens: int, held: int) -> None:
         """Free the blocks of a sequence, of whose tokens so many are computed."""

@@ -13,7 +13,7 @@ from simulator.clock import Clock, Moment
 from simulator.device import Paced
 from simulator.hooks import Hooks, Inbox
 from simulator.length import MOST_LEAP, SHORTEST_STEP_S, StepLength
-from simulator.limits import EVERYTHING, Limits
+from simulator.limits import EVERYTHING
 from simulator.notes import Notes
 from simulator.resolve import Resolved
 from simulator.service import Service
@@ -33,7 +33,6 @@ class Worker(Paced):
     service : Service
         How long its steps take.
     policy : BatchPolicy
-    limits : Limits
     tape : Tape
         Where times of requests are written.
     hooks : Hooks
@@ -58,7 +57,6 @@ class Worker(Paced):
         resolved: Resolved,
         service: Service,
         policy: BatchPolicy,
-        limits: Limits,
         tape: Tape,
         hooks: Hooks,
         build: Callable[[], Batch],
@@ -71,9 +69,7 @@ class Worker(Paced):
         self.clock = clock
         self.index = index
         self.resolved = resolved
-        self.service = service
         self.policy = policy
-        self.limits = limits
         self.tape = tape
         self.hooks = hooks
         self.build = build

@@ -109,7 +109,6 @@ class Workforce:
             resolved=run.resolved,
             service=run.service,
             policy=batch_policy(network.plan.policies.batch),
-            limits=run.limits,
             tape=network.tape,
             hooks=self.alone or self.flow,
             build=partial(self._batch, run),

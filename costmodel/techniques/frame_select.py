@@ -8,26 +8,14 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from costmodel.base import Quantity
-from costmodel.media import MediaTotals
+from costmodel.media import SUMMED, MediaTotals
 from costmodel.operators import Kind, Operator
 from costmodel.query import Overhead, Query
 from costmodel.techniques.checks import anything, check_alone, check_least, check_share, is_one
 
 SCORER_BATCH: Final = 32
 """Frames that a scorer sees at once (FOCUS scores with BLIP-large in batches of 32)."""
-BY_FRAMES: Final = (
-    "patches",
-    "rows",
-    "pairs",
-    "window_pairs",
-    "visual_tokens",
-    "marker_tokens",
-    "resized_pixels",
-    "cross_tokens",
-    "block_pairs",
-    "adapter_tokens",
-    "frames",
-)
+BY_FRAMES: Final = (*SUMMED, "adapter_tokens", "frames")
 """Totals of a video that follow its frames; encoders attend inside a frame or a pair of them."""
 
 

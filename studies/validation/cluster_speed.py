@@ -16,11 +16,11 @@ from simulator.service import Service
 from simulator.serving_plan import Policies
 from simulator.step_service import StepService
 from simulator.topology import Link
+from studies.validation.simulator_speed import LOAD, saturation
 
 MODEL: Final = "qwen2.5-vl-7b"
 HARDWARE: Final = "h100-sxm5-80gb"
 TEXT, PICTURES = "text-500-200", "image-1080p-1"
-LOAD: Final = 0.8
 ROUTERS: Final = ("round-robin", "least-tokens", "prefix-aware", "power-of-two")
 WORKERS: Final = 256
 PER_WORKER: Final = 400
@@ -54,12 +54,6 @@ def encoder_apart(cpu_workers: int | None) -> ServingPlan:
     return ServingPlan(model=MODEL, pools=(encode, language), links=(link,))
 
 
-def saturation(plan: ServingPlan, workload: str, service: Service | Mapping[str, Service]) -> float:
-    """Return the requests a second that are finished when all are there from the start."""
-    trace = simulate(plan, traffic.preset(workload, None, N_BURST, 0, arrivals="burst"), service=service)
-    return N_BURST / trace.span_s
-
-
 def cost_us(plan: ServingPlan, rate: float, n: int, service: Service, runs: int) -> dict[str, float]:
     """Return the CPU time of a finished request and its events, medians of runs with different seeds."""
     found = []
@@ -74,7 +68,7 @@ def cost_us(plan: ServingPlan, rate: float, n: int, service: Service, runs: int)
 def many_workers() -> Figures:
     """Return what a request costs at one worker, and at many with every router."""
     service = StepService.of(pool_of(1, ROUTERS[0]))
-    rate = LOAD * saturation(pool_of(1, ROUTERS[0]), TEXT, service)
+    rate = LOAD * saturation(pool_of(1, ROUTERS[0]), TEXT, service, N_BURST)
     alone = cost_us(pool_of(1, ROUTERS[0]), rate, PER_WORKER, service, RUNS_ALONE)
     rows: Figures = {"1 worker": alone}
     for router in ROUTERS:
@@ -90,7 +84,7 @@ def pools() -> Figures:
     for name, cpu_workers in CPU_WORKERS.items():
         plan = encoder_apart(cpu_workers)
         service = {pool.name: StepService.of_pool(plan, pool) for pool in plan.pools}
-        rate = LOAD * saturation(plan, PICTURES, service)
+        rate = LOAD * saturation(plan, PICTURES, service, N_BURST)
         traces = [
             simulate(plan, traffic.preset(PICTURES, rate, N_PICTURES, seed), service=service) for seed in range(RUNS)
         ]

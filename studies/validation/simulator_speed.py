@@ -10,10 +10,12 @@ import cProfile
 import json
 import pstats
 import resource
+from collections.abc import Mapping
 from pathlib import Path
 
 from simulator import Pool, ServingPlan, check, simulate, traffic
 from simulator.request import Requests
+from simulator.service import Service
 from simulator.step_service import StepService
 
 PLAN = ServingPlan(model="qwen2.5-vl-7b", pools=(Pool(hardware="h100-sxm5-80gb"),))
@@ -29,10 +31,9 @@ N_SHOWN = 20
 """Functions of a profile."""
 
 
-def saturation(workload: str, service: StepService) -> float:
-    """Return the requests a second that are finished when all are there from the start."""
-    n = N_SATURATION[workload]
-    trace = simulate(PLAN, traffic.preset(workload, None, n, 0, arrivals="burst"), service=service)
+def saturation(plan: ServingPlan, workload: str, service: Service | Mapping[str, Service], n: int) -> float:
+    """Return the requests a second that are finished when so many are there from the start."""
+    trace = simulate(plan, traffic.preset(workload, None, n, 0, arrivals="burst"), service=service)
     return n / trace.span_s
 
 
@@ -67,7 +68,7 @@ def rows(*, million: bool = False) -> dict[str, dict[str, float]]:
     service = StepService.of(PLAN)
     found: dict[str, dict[str, float]] = {}
     for workload in TARGETS:
-        peak = saturation(workload, service)
+        peak = saturation(PLAN, workload, service, N_SATURATION[workload])
         requests = traffic.preset(workload, LOAD * peak, N_REQUESTS[workload], 0)
         found[workload] = {"saturation_requests_per_s": peak, **timed(requests, service)}
     found["leaps"] = leaping(service)
@@ -84,7 +85,8 @@ def rows(*, million: bool = False) -> dict[str, dict[str, float]]:
 def profile(workload: str, n: int = 5000) -> list[tuple[str, float, float]]:
     """Return where a run's time goes: functions, their own share of it, and their calls a request."""
     service = StepService.of(PLAN)
-    requests = traffic.preset(workload, LOAD * saturation(workload, service), n, 0)
+    peak = saturation(PLAN, workload, service, N_SATURATION[workload])
+    requests = traffic.preset(workload, LOAD * peak, n, 0)
     simulate(PLAN, requests, service=service)  # so that tables are filled, as on long runs
     profiler = cProfile.Profile()
     profiler.runcall(simulate, PLAN, requests, service=service)
